@@ -1,0 +1,1 @@
+"""The work: from a trusted event and a tenant to rows."""

@@ -1,0 +1,77 @@
+"""What a database's error means for the events that met it.
+
+The driver's own words stay in the chain of causes and out of the message: they repeat the values of
+rows, which are personal data.
+"""
+
+import sqlite3
+from typing import Final
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tenantsync.errors import TenantNotMigrated, TenantSyncError, TenantUnavailable, Unavailable
+from tenantsync.tenants import Placement
+
+__all__ = ["blames_event", "is_lost", "is_transient", "translate"]
+
+_TRANSIENT: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_NOT_MIGRATED: Final = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.InvalidSchemaName,
+)
+_EVENTS_OWN: Final = (
+    psycopg.IntegrityError,
+    psycopg.DataError,
+    psycopg.errors.RaiseException,
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed at once: the server chose it as a victim."""
+    return isinstance(_driver_error(error), _TRANSIENT)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the connection broke under a running transaction.
+
+    Doing it again is safe even if the COMMIT had got through: the ledger knows the ids.
+    """
+    cause = _driver_error(error)
+    return isinstance(cause, psycopg.OperationalError) and (
+        cause.sqlstate is None or cause.sqlstate[:3] in ("57P", "080")
+    )
+
+
+def blames_event(error: BaseException) -> bool:
+    """Whether one event's data may be to blame, such as a constraint of the application's own."""
+    return isinstance(_driver_error(error), _EVENTS_OWN)
+
+
+def translate(error: BaseException, placement: Placement) -> TenantSyncError:
+    """Return what the sender and the operator are told, in place of a driver's error."""
+    if isinstance(error, TenantSyncError):
+        return error
+    cause = _driver_error(error)
+    if isinstance(cause, _NOT_MIGRATED) or (
+        isinstance(cause, sqlite3.OperationalError) and "no such" in str(cause)
+    ):
+        found: Unavailable = TenantNotMigrated(
+            f"tables are missing or too old in {placement}: run `tenantsync migrate upgrade`"
+        )
+    elif isinstance(error, PoolTimeout):
+        found = TenantUnavailable(f"no connection became free in time for {placement}")
+    else:
+        state = getattr(cause, "sqlstate", None)
+        told = f"{type(cause).__name__} {state}" if state else type(cause).__name__
+        found = TenantUnavailable(f"{placement} did not take the event ({told})")
+    found.__cause__ = error
+    return found
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

@@ -1,0 +1,167 @@
+"""How a SQLite file is read and written: one writer at a time, from the BEGIN on."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, cast
+
+import msgspec
+from sqlalchemy import Connection
+from sqlalchemy.engine.interfaces import DBAPICursor
+
+from tenantsync.errors import TenantNotIsolated
+from tenantsync.sync.apply import Changes, Known, PlaceFailed, Work
+from tenantsync.sync.merge import Person, Tombstone, invert_clocks, revert_clocks
+from tenantsync.tenancy.isolation import Isolation
+
+__all__ = ["SqliteStore"]
+
+_COLUMNS: Final = tuple(Person.unknown(default_app_access=True).values)
+_NAMES: Final = ", ".join(_COLUMNS)
+_BOOLEANS: Final = ("email_verified", "phone_verified", "is_active", "has_app_access")
+_LISTS: Final = ("groups", "tenant_roles")
+_NOW: Final = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+_AMONG: Final = "IN (SELECT value FROM json_each(?))"
+
+_READ_LEDGER: Final = f"SELECT event_id FROM av_sync_events WHERE event_id {_AMONG}"
+_READ_TOMBSTONES: Final = f"SELECT id, clock FROM av_identity_tombstones WHERE id {_AMONG}"
+_READ_PEOPLE: Final = (
+    f"SELECT id, clocks, created_at, {_NAMES} FROM av_identities WHERE id {_AMONG}"
+)
+_WRITE_LEDGER: Final = (
+    "INSERT INTO av_sync_events (event_id, type, subject, occurred_at, outcome)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
+_WRITE_PEOPLE: Final = (
+    f"INSERT INTO av_identities (id, clocks, created_at, {_NAMES}, synced_at, updated_at)"
+    f" VALUES (?, ?, ?, {', '.join('?' * len(_COLUMNS))}, {_NOW}, {_NOW})"
+    " ON CONFLICT (id) DO UPDATE SET "
+    + ", ".join(
+        f"{name} = excluded.{name}"
+        for name in ("clocks", "created_at", *_COLUMNS, "synced_at", "updated_at")
+    )
+)
+_WRITE_TOMBSTONES: Final = (
+    "INSERT INTO av_identity_tombstones (id, clock) VALUES (?, ?)"
+    " ON CONFLICT (id) DO UPDATE SET clock = excluded.clock"
+)
+_REMOVE_PEOPLE: Final = "DELETE FROM av_identities WHERE id = ?"
+_END_SESSIONS: Final = (
+    f"UPDATE av_identity_sessions SET revoked_at = {_NOW}"
+    " WHERE identity_id = ? AND revoked_at IS NULL AND created_at < ?"
+)
+
+
+class SqliteStore:
+    """Reads and writes SQLite files.
+
+    Args:
+        isolation: Proves that the connection has the right file open.
+    """
+
+    def __init__(self, isolation: Isolation) -> None:
+        self._isolation = isolation
+
+    def read(self, connection: Connection, works: Sequence[Work]) -> list[Known]:
+        """Take the write lock, then read and prove: one file is one place."""
+        raw = _raw(connection)
+        if not raw.in_transaction:
+            # An engine of the caller's own may begin later, or not at all; the read belongs under
+            # the lock, or two writers would merge into the same state.
+            raw.execute("BEGIN IMMEDIATE")
+        return [self._read(raw, index, work) for index, work in enumerate(works)]
+
+    def write(
+        self,
+        connection: Connection,
+        works: Sequence[Work],
+        changes: Sequence[Changes],
+        *,
+        commit: bool,
+    ) -> None:
+        """Write, and commit if asked to."""
+        raw = _raw(connection)
+        for index, change in enumerate(changes):
+            try:
+                _write(raw, change)
+            except sqlite3.Error as error:
+                raise PlaceFailed(index) from error
+        if commit:
+            connection.commit()
+
+    def _read(self, raw: sqlite3.Connection, index: int, work: Work) -> Known:
+        cursor = raw.cursor()
+        try:
+            self._isolation.bind(cast("DBAPICursor", cursor), work.placement)
+            self._isolation.locate(cast("DBAPICursor", cursor), work.placement)
+            self._isolation.confirm(cursor.fetchone(), work.placement)
+            return _known(cursor, work)
+        except (sqlite3.Error, TenantNotIsolated) as error:
+            raise PlaceFailed(index) from error
+        finally:
+            cursor.close()
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.driver_connection)
+
+
+def _known(cursor: sqlite3.Cursor, work: Work) -> Known:
+    ids = _json([event.id for event in work.events])
+    subjects = _json(list({event.sub for event in work.events if event.sub}))
+    seen = frozenset(row[0] for row in cursor.execute(_READ_LEDGER, (ids,)))
+    people: dict[str, Person | Tombstone] = {}
+    for subject, clocks, created, *values in cursor.execute(_READ_PEOPLE, (subjects,)):
+        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+        for name in _BOOLEANS:
+            row[name] = bool(row[name])
+        for name in _LISTS:
+            row[name] = msgspec.json.decode(row[name]) if row[name] else []
+        moment = datetime.fromisoformat(created).replace(tzinfo=UTC)
+        people[subject] = Person(
+            row, revert_clocks(msgspec.json.decode(clocks)), round(moment.timestamp() * 1000)
+        )
+    for subject, clock in cursor.execute(_READ_TOMBSTONES, (subjects,)):
+        people[subject] = Tombstone(clock)
+    return Known(seen, people)
+
+
+def _write(raw: sqlite3.Connection, change: Changes) -> None:
+    raw.executemany(
+        _WRITE_LEDGER,
+        [
+            (event.id, event.type, event.sub, _moment(event.timestamp), outcome.value)
+            for event, outcome in change.ledger
+        ],
+    )
+    raw.executemany(
+        _WRITE_PEOPLE,
+        [
+            (
+                subject,
+                _json(invert_clocks(person.clocks)),
+                _moment(person.created),
+                *(
+                    _json(value) if name in _LISTS else value
+                    for name, value in person.values.items()
+                ),
+            )
+            for subject, person in change.people.items()
+        ],
+    )
+    raw.executemany(_WRITE_TOMBSTONES, change.tombstones.items())
+    raw.executemany(_REMOVE_PEOPLE, [(subject,) for subject in change.tombstones])
+    raw.executemany(
+        _END_SESSIONS,
+        [(subject, _moment(before)) for subject, before in change.sessions.items()],
+    )
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _moment(milliseconds: int) -> str:
+    """Return an instant as the models write it: text that sorts by time."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{rest:03d}000"

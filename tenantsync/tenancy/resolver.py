@@ -1,0 +1,208 @@
+"""From AuthVital's tenant id to the tenant, remembered for a while.
+
+Where tenants come from is a TenantSource. "I cannot look it up" is never "there is no such tenant":
+a source that raises is answered with what was last known, or with TenantUnavailable.
+"""
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol, cast
+
+from cachetools import LRUCache, TTLCache
+
+from tenantsync.errors import (
+    ConfigError,
+    TenantSuspended,
+    TenantSyncError,
+    TenantUnavailable,
+    UnknownTenant,
+)
+from tenantsync.tenants import MAX_ID_BYTES, Placement, Tenant
+
+__all__ = ["AnyTenant", "AsyncTenantSource", "ListedTenants", "TenantResolver", "TenantSource"]
+
+_REMEMBERED: Final = 20_000
+
+
+class TenantSource(Protocol):
+    """Where tenants come from: a file, a table, a secrets manager."""
+
+    def find(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant with AuthVital's id, or None if there is none.
+
+        Args:
+            tenant_id: As it came over the wire: hostile until it is found. At most 255 bytes.
+
+        Raises:
+            Exception: It could not be looked up; the event is kept for later.
+        """
+
+
+class AsyncTenantSource(Protocol):
+    """A source whose look-up is a coroutine."""
+
+    async def find(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant with AuthVital's id, or None if there is none."""
+
+
+class ListedTenants:
+    """Tenants from a list: the ones of the configuration file.
+
+    Args:
+        tenants: All of them.
+
+    Raises:
+        ConfigError: Two of them have one id or one key.
+    """
+
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        self._by_id: dict[str, Tenant] = {}
+        keys: set[str] = set()
+        for tenant in tenants:
+            if tenant.id in self._by_id or tenant.key in keys:
+                raise ConfigError(f"tenant {tenant.key!r} has the key or the id of another tenant")
+            self._by_id[tenant.id] = tenant
+            keys.add(tenant.key)
+
+    def find(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant with AuthVital's id, or None if there is none."""
+        return self._by_id.get(tenant_id)
+
+
+class AnyTenant:
+    """All tenants in one place: whoever the event names is accepted.
+
+    Args:
+        placement: The place.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+
+    def find(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant, whoever it is."""
+        return Tenant(tenant_id, "any", self._placement)
+
+
+class TenantResolver:
+    """Finds tenants by AuthVital's id, through a cache.
+
+    Args:
+        source: Where tenants come from.
+        ttl: Seconds that a tenant is remembered.
+        negative_ttl: Seconds that it is remembered that there is no such tenant.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        source: TenantSource | AsyncTenantSource,
+        *,
+        ttl: float = 30.0,
+        negative_ttl: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._known: TTLCache[str, Tenant] = TTLCache(_REMEMBERED, ttl, timer=clock)
+        self._missing: TTLCache[str, None] = TTLCache(_REMEMBERED, negative_ttl, timer=clock)
+        self._last_known: LRUCache[str, Tenant] = LRUCache(_REMEMBERED)
+
+    def remembered(self, tenant_id: str | None) -> Tenant | None:
+        """Return the tenant if that needs no look-up, else None.
+
+        Raises:
+            UnknownTenant: It is remembered, or obvious, that there is no such tenant.
+            TenantSuspended: An operator suspended it.
+        """
+        if not tenant_id or len(tenant_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+            raise UnknownTenant(
+                f"the event names no tenant, or one longer than {MAX_ID_BYTES} bytes"
+            )
+        with self._lock:
+            tenant = self._known.get(tenant_id)
+            if tenant is None and tenant_id in self._missing:
+                raise _unknown()
+        return None if tenant is None else _in_service(tenant)
+
+    async def resolve(self, tenant_id: str | None) -> Tenant:
+        """Return the tenant. A blocking source is asked in a thread.
+
+        Raises:
+            UnknownTenant: No source knows it.
+            TenantSuspended: An operator suspended it.
+            TenantUnavailable: It could not be looked up, and was never known.
+        """
+        tenant = self.remembered(tenant_id)
+        if tenant is not None:
+            return tenant
+        wanted = cast("str", tenant_id)
+        try:
+            found = await asyncio.to_thread(self._source.find, wanted)
+            if inspect.isawaitable(found):
+                found = await found
+        except Exception as error:  # noqa: BLE001 - whatever a source raises means "cannot say"
+            return self._fall_back(wanted, error)
+        return self._remember(wanted, found)
+
+    def resolve_blocking(self, tenant_id: str | None) -> Tenant:
+        """Return the tenant. A source with a coroutine runs in an event loop of its own.
+
+        Raises:
+            UnknownTenant, TenantSuspended, TenantUnavailable: As `resolve`.
+        """
+        tenant = self.remembered(tenant_id)
+        if tenant is not None:
+            return tenant
+        wanted = cast("str", tenant_id)
+        try:
+            found = self._source.find(wanted)
+            if inspect.isawaitable(found):
+                found = asyncio.run(_awaited(found))
+        except Exception as error:  # noqa: BLE001 - whatever a source raises means "cannot say"
+            return self._fall_back(wanted, error)
+        return self._remember(wanted, found)
+
+    def forget(self) -> None:
+        """Look every tenant up anew from now on; what was last known stays for outages."""
+        with self._lock:
+            self._known.clear()
+            self._missing.clear()
+
+    def _remember(self, tenant_id: str, tenant: Tenant | None) -> Tenant:
+        with self._lock:
+            if tenant is None:
+                self._missing[tenant_id] = None
+                self._known.pop(tenant_id, None)
+                self._last_known.pop(tenant_id, None)
+                raise _unknown()
+            self._missing.pop(tenant_id, None)
+            self._known[tenant_id] = self._last_known[tenant_id] = tenant
+        return _in_service(tenant)
+
+    def _fall_back(self, tenant_id: str, error: Exception) -> Tenant:
+        with self._lock:
+            tenant = self._last_known.get(tenant_id)
+        if tenant is None:
+            retry = isinstance(error, TenantSyncError) and error.retry
+            raise TenantUnavailable(
+                f"the tenant could not be looked up: {error if retry else type(error).__name__}"
+            ) from error
+        return _in_service(tenant)
+
+
+def _unknown() -> UnknownTenant:
+    return UnknownTenant("no tenant is registered under the event's tenant id")
+
+
+def _in_service(tenant: Tenant) -> Tenant:
+    if tenant.suspended:
+        raise TenantSuspended(f"tenant {tenant.key!r} is suspended: resume it to apply its events")
+    return tenant
+
+
+async def _awaited(found: Awaitable[Tenant | None]) -> Tenant | None:
+    return await found
