@@ -56,7 +56,7 @@ def read_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise ConfigError(
             'this is no database URL: write "postgresql+psycopg://user@host/database" or '
             '"sqlite:///file.db"'
