@@ -201,7 +201,7 @@ class TenantSync:
     def close(self) -> None:
         """Finish what is being written, and close all connections."""
         # Only what was ever made: looking at a cached property would make it.
-        for name in ("handler", "registry"):
+        for name in ("webhook", "handler", "registry"):
             made = self.__dict__.get(name)
             if made is not None:
                 made.close()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
@@ -63,6 +64,7 @@ class WebhookRouter:
         self._verifier = verifier
         self._application_id = application_id
         self._documented_dialect = documented_dialect
+        self._fetching = ThreadPoolExecutor(1, thread_name_prefix="tenantsync-keys")
 
     async def handle(
         self, body: bytes, headers: Mapping[str, str]
@@ -87,6 +89,10 @@ class WebhookRouter:
             answer = self._answer_blocking(body, headers)
         return answer.status, answer.body
 
+    def close(self) -> None:
+        """End the thread that waits for keys, if there ever was one."""
+        self._fetching.shutdown(wait=False, cancel_futures=True)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
@@ -105,8 +111,10 @@ class WebhookRouter:
             if self._verifier.ready(headers):
                 event = self._admitted(body, headers)
             else:
-                # The key must be fetched first; other deliveries shall not wait for that.
-                event = await asyncio.to_thread(self._admitted, body, headers)
+                # The key must be fetched first. Known keys do not wait for that, and strangers who
+                # make keys up take one thread and not all.
+                loop = asyncio.get_running_loop()
+                event = await loop.run_in_executor(self._fetching, self._admitted, body, headers)
         except TenantSyncError as error:
             return self._refused(error, started)
         if not self._is_ours(event):

@@ -1,0 +1,1 @@
+"""What AuthVital says, and why it is believed: its keys, and the signatures made with them."""
