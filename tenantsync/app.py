@@ -31,6 +31,7 @@ from tenantsync.tenancy.resolver import (
     AnyTenant,
     AsyncTenantSource,
     ListedTenants,
+    TenantListing,
     TenantResolver,
     TenantSource,
 )
@@ -59,7 +60,8 @@ class TenantSync:
 
     Args:
         settings: The configuration.
-        source: Where tenants come from, in place of the configuration's list.
+        source: Where tenants come from, in place of the configuration's list. Give it `list` too
+            (`TenantListing`), and the command line goes through them.
         isolation: How places are made and bound, in place of the configured strategy.
         engine_factory: Makes engines, in place of tenantsync's own.
         observers: Who else is told what became of each event, beside the log and the counter.
@@ -78,7 +80,7 @@ class TenantSync:
         self.counter = OutcomeCounter()
         self._source = source
         self._isolation = isolation
-        self._engine_factory = engine_factory
+        self.engine_factory = engine_factory
         self._observers: tuple[Observer, ...] = (LoggingObserver(), self.counter, *observers)
         self._hooks = Hooks()
 
@@ -105,7 +107,9 @@ class TenantSync:
 
     @cached_property
     def tenants(self) -> tuple[Tenant, ...]:
-        """The tenants of the configuration file, in its order."""
+        """All tenants: those of the source if it can list them, else those of the file."""
+        if isinstance(self._source, TenantListing):
+            return tuple(self._source.list())
         return tuple(
             Tenant(
                 tenant.id,
@@ -119,7 +123,7 @@ class TenantSync:
     def registry(self) -> EngineRegistry:
         """The open engines."""
         settings = self.settings.isolation
-        factory = self._engine_factory or partial(
+        factory = self.engine_factory or partial(
             make_engine,
             connect_timeout=settings.connect_timeout,
             lock_timeout=settings.statement_timeout,

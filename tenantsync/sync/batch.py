@@ -6,11 +6,11 @@ alone.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Final, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Connection
-from sqlalchemy.engine.interfaces import DBAPICursor
 
 from tenantsync.errors import (
     TenantNotIsolated,
@@ -167,13 +167,9 @@ class Applier:
         return outcome
 
     def _prove(self, connection: Connection, placement: Placement) -> str:
-        raw = connection.connection.cursor()
-        try:
-            cursor = cast("DBAPICursor", raw)
+        with closing(connection.connection.cursor()) as cursor:
             self._isolation.locate(cursor, placement)
             return self._isolation.confirm(cursor.fetchone(), placement)
-        finally:
-            raw.close()
 
     def _store(self, placement: Placement) -> Store:
         return self._postgres if placement.is_postgres else self._sqlite

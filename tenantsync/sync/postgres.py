@@ -117,7 +117,7 @@ class PostgresStore:
             opening.execute(_SETTINGS, (self._timeout,))
             opening.execute(_LOCK, (sorted({lock_key(work.placement) for work in works}),))
             for work in works:
-                where, read = _cursor(raw), psycopg.RawCursor(raw, row_factory=tuple_row)
+                where, read = _cursor(raw), _raw_cursor(raw)
                 self._isolation.bind(cast("DBAPICursor", where), work.placement)
                 self._isolation.locate(cast("DBAPICursor", where), work.placement)
                 ids = [event.id for event in work.events]
@@ -154,7 +154,7 @@ class PostgresStore:
                 if not change.ledger:
                     written.append(())
                     continue
-                bound, writing = _cursor(raw), psycopg.RawCursor(raw, row_factory=tuple_row)
+                bound, writing = _cursor(raw), _raw_cursor(raw)
                 self._isolation.bind(cast("DBAPICursor", bound), work.placement)
                 ends = change.tombstones or change.sessions
                 statement = _in_schema(_WRITE_ALL if ends else _WRITE, work.placement)
@@ -179,6 +179,11 @@ def _raw(connection: Connection) -> psycopg.Connection[Any]:
 
 def _cursor(raw: psycopg.Connection[Any]) -> _Cursor:
     return psycopg.Cursor(raw, row_factory=tuple_row)
+
+
+def _raw_cursor(raw: psycopg.Connection[Any]) -> _Cursor:
+    # PostgreSQL's own $1 for long statements: psycopg need not look through them for %s.
+    return psycopg.RawCursor(raw, row_factory=tuple_row)
 
 
 def _in_schema(statement: str, placement: Placement) -> bytes:

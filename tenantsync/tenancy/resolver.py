@@ -9,7 +9,7 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, cast, runtime_checkable
 
 from cachetools import LRUCache, TTLCache
 
@@ -22,7 +22,14 @@ from tenantsync.errors import (
 )
 from tenantsync.tenants import MAX_ID_BYTES, Placement, Tenant
 
-__all__ = ["AnyTenant", "AsyncTenantSource", "ListedTenants", "TenantResolver", "TenantSource"]
+__all__ = [
+    "AnyTenant",
+    "AsyncTenantSource",
+    "ListedTenants",
+    "TenantListing",
+    "TenantResolver",
+    "TenantSource",
+]
 
 _REMEMBERED: Final = 20_000
 
@@ -46,6 +53,14 @@ class AsyncTenantSource(Protocol):
 
     async def find(self, tenant_id: str) -> Tenant | None:
         """Return the tenant with AuthVital's id, or None if there is none."""
+
+
+@runtime_checkable
+class TenantListing(Protocol):
+    """A source that can also say who is there: what migrations go through."""
+
+    def list(self) -> Iterable[Tenant]:
+        """Return all tenants, suspended ones too."""
 
 
 class ListedTenants:

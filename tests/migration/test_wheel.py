@@ -1,0 +1,68 @@
+"""The wheel carries what migrations need, and finds it where it is installed."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+from pathlib import Path
+from tenantsync import migrate
+from tenantsync.tenancy.isolation import DatabaseIsolation
+from tenantsync.tenants import Placement, Tenant
+
+acme = Tenant("id", "acme", Placement.of(f"sqlite:///{Path.cwd()}/acme.db"))
+migrate.upgrade([acme], isolation=DatabaseIsolation(None)).check()
+print(Path(migrate.__file__).parent)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel, as a release does."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (built,) = folder.glob("tenantsync-*.whl")
+    return built
+
+
+def test_the_wheel_carries_the_migrations(wheel):
+    """Every file of the migrations is in it, and the marker that the package is typed."""
+    carried = set(zipfile.ZipFile(wheel).namelist())
+
+    wanted = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tenant_migrations").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert "tenant_migrations/script.py.mako" in wanted
+    assert "tenant_migrations/versions/0001_expand_mirror_tables.py" in wanted
+    assert wanted | {"tenantsync/py.typed"} <= carried
+
+
+def test_the_installed_wheel_migrates(wheel, tmp_path):
+    """Unpacked elsewhere and run from another folder, it migrates a tenant."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(site / "tenantsync" / "migrate")
+    assert (tmp_path / "acme.db").is_file()
