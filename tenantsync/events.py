@@ -257,8 +257,6 @@ def _check_claims(data: dict[str, Any]) -> None:
             kind = type(value)
             if kind not in shape[0] or (kind is list and not {*map(type, value)} <= {str}):
                 raise Malformed(f"data.{key}", shape[1])
-    if "groups" in data and data["groups"] is None:
-        del data["groups"]
 
 
 def _payload(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`tenantsync serve`: the endpoint alone, for a team whose application runs elsewhere."""
 
 import logging
+from typing import Final
 
 import click
 from starlette.applications import Starlette
@@ -14,6 +15,25 @@ except ImportError:  # the `server` extra is optional
     uvicorn = None  # type: ignore[assignment] # absent is a case of its own, asked for below
 
 __all__ = ["serve"]
+
+_FIELDS: Final = (
+    *("event_type", "event_id", "tenant", "outcome", "reason", "error", "seconds", "door", "key"),
+)
+
+
+class _Line(logging.Formatter):
+    """One line per record: what happened, and the fields that say to whom and how."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Return the message with its fields behind it."""
+        line = super().formatMessage(record)
+        found = ((name, getattr(record, name, None)) for name in _FIELDS)
+        fields = " ".join(
+            f"{name}={value:.4f}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in found
+            if value is not None
+        )
+        return f"{line} {fields}" if fields else line
 
 
 @click.command()
@@ -29,8 +49,12 @@ def serve(context: Context, host: str, port: int, path: str) -> None:
     """
     if uvicorn is None:
         raise ConfigError("serving needs uvicorn: pip install 'tenantsync[server]'")
-    logging.basicConfig(level=logging.INFO)
     sync = context.sync()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("tenantsync").setLevel(logging.INFO)
     app = Starlette(routes=sync.routes(path), lifespan=sync.lifespan)
+    # A redirect loses the event at a sender that follows it (docs/reference/provider.md).
     app.router.redirect_slashes = False
     uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)

@@ -132,7 +132,6 @@ def keeps_its_promises(event: Event, body: bytes) -> None:
         for name in LISTS:
             assert all(isinstance(item, str) for item in event.data.get(name) or [])
         assert event.data.get("tenant_roles", []) is not None
-        assert event.data.get("groups", []) is not None
 
 
 def dump(

@@ -323,9 +323,9 @@ def test_unknown_types_may_hold_anything(data: dict[str, Any]) -> None:
     assert data == event.data
 
 
-def test_null_groups_are_absent() -> None:
-    """Null says nothing about groups, so nobody downstream sees it."""
-    assert "groups" not in parse(dump(wire(data_groups=None))).data
+def test_null_groups_are_kept() -> None:
+    """What null means depends on the type of the event, so the merge decides."""
+    assert parse(dump(wire(data_groups=None))).data["groups"] is None
     assert parse(dump(wire(data_groups=[]))).data["groups"] == []
 
 
