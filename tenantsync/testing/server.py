@@ -1,0 +1,158 @@
+"""A small HTTP server on a thread: answers by a function, and remembers what it was asked."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+__all__ = ["Request", "Response", "Server"]
+
+_MAX_BODY = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request that the server received.
+
+    Args:
+        method: `GET`, `HEAD` or `POST`.
+        path: The path without its query.
+        headers: Header names in small letters, and values.
+        body: At most 1 MiB.
+        client: The sender's address, without its port.
+        at: When it came, in unix seconds.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    client: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer.
+
+    Args:
+        status: The HTTP status.
+        body: The raw bytes.
+        headers: Beside `Content-Length`, which the server adds.
+    """
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+
+class Server:
+    """An HTTP server in threads of its own.
+
+    Args:
+        respond: Makes the answer to a request; called from many threads.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+    """
+
+    def __init__(
+        self, respond: Callable[[Request], Response], *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self._respond = respond
+        self._log: list[Request] = []
+        self._lock = threading.Lock()
+        self._server = _Listener(host, port, self._answer)
+        self._thread = threading.Thread(
+            # The default poll of half a second would be felt at each close.
+            target=self._server.serve_forever,
+            args=(0.02,),
+            name="tenantsync-emulator",
+            daemon=True,
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a slash at its end."""
+        host, port = self._server.server_address[:2]
+        name = str(host)
+        return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """What was asked so far, oldest first."""
+        with self._lock:
+            return list(self._log)
+
+    def close(self) -> None:
+        """Stop listening. Answers that are under way are not waited for."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, request: Request) -> Response:
+        with self._lock:
+            self._log.append(request)
+        return self._respond(request)
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, answer: Callable[[Request], Response]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.answer = answer
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would look its own name up in DNS here, which can take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay silent where a client went away in the middle of its request."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 30
+    server: _Listener
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    def do_HEAD(self) -> None:
+        self._handle()
+
+    def do_POST(self) -> None:
+        self._handle()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's word
+        """Print nothing: what was asked is kept in the server's own list."""
+
+    def _handle(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if not (length.isascii() and length.isdigit()) or int(length) > _MAX_BODY:
+            self._send(Response(413, b'{"error":"send a Content-Length of at most 1 MiB"}'))
+            return
+        request = Request(
+            method=self.command,
+            path=self.path.partition("?")[0],
+            headers={name.lower(): value for name, value in self.headers.items()},
+            body=self.rfile.read(int(length)),
+            client=str(self.client_address[0]),
+            at=time.time(),
+        )
+        self._send(self.server.answer(request))
+
+    def _send(self, response: Response) -> None:
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
