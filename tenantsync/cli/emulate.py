@@ -1,6 +1,7 @@
 """`tenantsync emulate` runs a local AuthVital; `tenantsync send` lets it deliver one event."""
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,27 +50,28 @@ def emulate(host: str, port: int, target: str) -> None:
     _check_url(target, "--target")
     emulator = Emulator(host=host, port=port)
     control(emulator, target)
-    try:
-        emulator.__enter__()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise click.ClickException(
-            f"cannot serve on {host}:{port} ({reason}): choose another --port"
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(emulator)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise click.ClickException(
+                f"cannot serve on {host}:{port} ({reason}): choose another --port"
+            ) from error
         click.echo(_welcome(emulator, target))
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        click.echo("stopped")
-    finally:
-        emulator.__exit__(None, None, None)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("stopped")
 
 
 @click.command()
 @click.argument("event_type", metavar="TYPE")
 @click.option("--tenant", required=True, metavar="KEY", help="A tenant of the configuration.")
 @click.option("--sub", help="The person's subject id.  [default: derived from the address]")
-@click.option("--email", help=f"The person's address.  [default: SUB@example.test, or {DEFAULT_EMAIL}]")
+@click.option(
+    "--email", help=f"The person's address.  [default: SUB@example.test, or {DEFAULT_EMAIL}]"
+)
 @click.option("--data", metavar="JSON", help="Payload keys to add or replace, as a JSON object.")
 @click.option(
     "--wicked", metavar="NAME", type=click.Choice(list(WICKED)), help="Spoil the delivery."

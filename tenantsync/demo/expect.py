@@ -1,6 +1,6 @@
 """How the demo must end: a plain fold over all events in the order in which they happened.
 
-It knows the rules (docs/explanation/merge.md) and none of the code that mirrors by them.
+It knows the rules (docs/explanation/merge-rules.md) and none of the code that mirrors by them.
 """
 
 import json

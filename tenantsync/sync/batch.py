@@ -20,7 +20,7 @@ from tenantsync.errors import (
 from tenantsync.events import Event
 from tenantsync.observe import Outcome
 from tenantsync.sync.apply import CommitFailed, PlaceFailed, Store, Work, apply_batch, decide
-from tenantsync.sync.failures import blames_event, is_lost, is_transient, translate
+from tenantsync.sync.failures import blames_event, is_lost, is_transient, is_waiting, translate
 from tenantsync.sync.hooks import Hook, run_hooks
 from tenantsync.sync.merge import Tombstone
 from tenantsync.sync.postgres import PostgresStore
@@ -77,9 +77,9 @@ class Applier:
         except CommitFailed as failure:
             if is_lost(cast("Exception", failure.__cause__)):
                 return _all_failed(works, failure.__cause__)
-            return [self._alone(work, failure.__cause__) for work in works]
+            return [self._alone(work) for work in works]
         except Exception as error:  # noqa: BLE001 - every sender gets an answer, whatever broke
-            return _all_failed(works, error)
+            return self._blameless(works, error)
 
     def apply_hooked(self, event: Event, placement: Placement, hooks: tuple[Hook, ...]) -> Result:
         """Apply one event and call its hooks, in a transaction of their own.
@@ -122,13 +122,30 @@ class Applier:
     def _once_more(self, works: Sequence[Work]) -> list[list[Result]]:
         try:
             return self._together(works)
-        except (PlaceFailed, CommitFailed) as failure:
-            return [self._alone(work, failure.__cause__) for work in works]
+        except PlaceFailed as failure:
+            return [
+                self._alone(work, failure.__cause__ if index == failure.index else None)
+                for index, work in enumerate(works)
+            ]
+        except CommitFailed:
+            return [self._alone(work) for work in works]
         except Exception as error:  # noqa: BLE001 - every sender gets an answer, whatever broke
-            return _all_failed(works, error)
+            return self._blameless(works, error)
 
-    def _alone(self, work: Work, cause: BaseException | None) -> list[Result]:
-        """Apply one place's events without company; then, if its data may be at fault, singly."""
+    def _blameless(self, works: Sequence[Work], error: Exception) -> list[list[Result]]:
+        """Answer for a failure that names no place."""
+        if len(works) > 1 and is_waiting(error):
+            # One place's lock is held by somebody else, and all were asked for at once.
+            return [self._alone(work) for work in works]
+        return _all_failed(works, error)
+
+    def _alone(self, work: Work, cause: BaseException | None = None) -> list[Result]:
+        """Apply one place's events without company; then, if its data may be at fault, singly.
+
+        Args:
+            work: The place and its events.
+            cause: What this place is known to have failed of; None if another one failed.
+        """
         if isinstance(translate(cause or Exception(), work.placement), _CERTAIN):
             return _all_failed([work], cause)[0]
         try:
@@ -155,7 +172,7 @@ class Applier:
             deleted = isinstance(known.people.get(event.sub or ""), Tombstone)
             if outcome is not Outcome.DUPLICATE:
                 store.write(connection, [work], [changes], commit=False)
-                if not deleted or outcome is Outcome.APPLIED:
+                if not deleted:
                     stale = outcome is Outcome.STALE
                     shown = msgspec.structs.replace(event, stale=True) if stale else event
                     before = self._prove(connection, placement)

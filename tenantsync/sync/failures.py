@@ -14,9 +14,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenantsync.errors import TenantNotMigrated, TenantSyncError, TenantUnavailable, Unavailable
 from tenantsync.tenants import Placement
 
-__all__ = ["blames_event", "is_lost", "is_transient", "translate"]
+__all__ = ["blames_event", "is_lost", "is_transient", "is_waiting", "translate"]
 
 _TRANSIENT: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_TIMED_OUT: Final = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
 _NOT_MIGRATED: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -45,6 +46,11 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(cause, psycopg.OperationalError) and (
         cause.sqlstate is None or cause.sqlstate[:3] in ("57P", "080")
     )
+
+
+def is_waiting(error: BaseException) -> bool:
+    """Whether a statement ran out of time, most likely because somebody else holds a lock."""
+    return isinstance(_driver_error(error), _TIMED_OUT)
 
 
 def blames_event(error: BaseException) -> bool:

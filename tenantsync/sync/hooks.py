@@ -41,7 +41,7 @@ class Hooks:
         _check(pattern)
 
         def register(hook: _HookT) -> _HookT:
-            if inspect.iscoroutinefunction(hook):
+            if any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
                 raise ConfigError(
                     f"hook {_name(hook)} is a coroutine: hooks run in the tenant's transaction, "
                     "which is blocking; write `def` instead of `async def`"
@@ -79,7 +79,10 @@ def run_hooks(
     try:
         for hook in hooks:
             try:
-                hook(event, session)
+                answer = hook(event, session)
+                if inspect.iscoroutine(answer):
+                    answer.close()
+                    raise TypeError("the hook returned a coroutine, which nobody awaits")
                 session.flush()
             # Whatever it raises, SystemExit included: a writer's thread must answer its senders.
             except BaseException as error:

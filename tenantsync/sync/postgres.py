@@ -110,20 +110,25 @@ class PostgresStore:
     def read(self, connection: Connection, works: Sequence[Work]) -> list[Known]:
         """Lock, bind, read and prove all places, in one round trip."""
         raw = _raw(connection)
+        if raw.autocommit:
+            # Each round trip would be a transaction of its own, although a pipeline hides it from
+            # the proof: gone are the lock, the binding, and all or nothing.
+            raise TenantNotIsolated("the connection is in autocommit: give an engine without it")
         asked: list[tuple[_Cursor, _Cursor]] = []
-        with _attributed(asked), raw.pipeline():
-            opening = _cursor(raw)
+        opening, locking = _cursor(raw), _cursor(raw)
+        with _attributed(asked, after=locking), raw.pipeline():
             opening.execute(_BEGIN)
             opening.execute(_SETTINGS, (self._timeout,))
-            opening.execute(_LOCK, (sorted({lock_key(work.placement) for work in works}),))
+            locking.execute(_LOCK, (sorted({lock_key(work.placement) for work in works}),))
             for work in works:
                 where, read = _cursor(raw), _raw_cursor(raw)
+                # Noted before it is asked: an answer may come, and fail, at any later execute.
+                asked.append((where, read))
                 self._isolation.bind(cast("DBAPICursor", where), work.placement)
                 self._isolation.locate(cast("DBAPICursor", where), work.placement)
                 ids = [event.id for event in work.events]
                 subjects = list({event.sub for event in work.events if event.sub})
                 read.execute(_in_schema(_READ, work.placement), (ids, subjects))
-                asked.append((where, read))
         known = []
         transactions = set()
         for index, (work, (where, read)) in enumerate(zip(works, asked, strict=True)):
@@ -133,9 +138,7 @@ class PostgresStore:
                 raise PlaceFailed(index) from error
             known.append(_known(read.fetchone() or ()))
         if len(transactions) != 1:
-            # In autocommit each statement has a transaction of its own: gone are the lock, the
-            # binding, and all or nothing.
-            raise TenantNotIsolated("the connection is in autocommit: give an engine without it")
+            raise TenantNotIsolated("the places were asked in different transactions")
         return known
 
     def write(
@@ -155,13 +158,17 @@ class PostgresStore:
                     written.append(())
                     continue
                 bound, writing = _cursor(raw), _raw_cursor(raw)
+                written.append((bound, writing))
                 self._isolation.bind(cast("DBAPICursor", bound), work.placement)
                 ends = change.tombstones or change.sessions
                 statement = _in_schema(_WRITE_ALL if ends else _WRITE, work.placement)
                 writing.execute(statement, (_body(change),))
-                written.append((bound, writing))
             if commit:
-                connection.commit()
+                # As a statement: SQLAlchemy's commit would meet the errors of the statements
+                # before it, take the transaction for ended, and pool the connection in mid-air.
+                _cursor(raw).execute("COMMIT")
+        if commit:
+            connection.commit()
 
 
 def lock_key(placement: Placement) -> int:
@@ -193,21 +200,25 @@ def _in_schema(statement: str, placement: Placement) -> bytes:
 
 
 @contextmanager
-def _attributed(cursors: Sequence[tuple[_Cursor, ...]]) -> Iterator[None]:
+def _attributed(
+    cursors: Sequence[tuple[_Cursor, ...]], *, after: _Cursor | None = None
+) -> Iterator[None]:
     """Say whose statement failed: the first place that a cursor has no result for.
 
-    In a pipeline the error comes out at the end, and everything after the culprit was skipped.
+    In a pipeline the error comes out late, and everything after the culprit was skipped.
+
+    Args:
+        cursors: Those of each place.
+        after: What came before all places, such as the lock, and blames none of them.
     """
     try:
         yield
     except psycopg.Error as error:
-        answered = [[cursor.pgresult is not None for cursor in place] for place in cursors]
-        culprit = next((i for i, place in enumerate(answered) if not all(place)), None)
-        # Where no place was answered the statements before them failed, such as the lock, or the
-        # first place's own; where all were, the COMMIT did.
-        if culprit is None or (culprit == 0 and not any(answered[0])):
+        answered = [all(cursor.pgresult is not None for cursor in place) for place in cursors]
+        # Where all were answered, the COMMIT failed.
+        if all(answered) or (after is not None and after.pgresult is None):
             raise
-        raise PlaceFailed(culprit) from error
+        raise PlaceFailed(answered.index(False)) from error
 
 
 def _known(answer: Sequence[str | None]) -> Known:

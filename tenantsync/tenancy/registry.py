@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -109,12 +109,12 @@ class EngineRegistry:
                 closed. Errors of the driver, such as a refused connection, come out as they are.
         """
         if placement.engine is not None:
-            with placement.engine.connect() as connection:
+            with placement.engine.connect() as connection, _rolled_back(connection):
                 yield connection
             return
         held = self._lease(placement)
         try:
-            with held.engine.connect() as connection:
+            with held.engine.connect() as connection, _rolled_back(connection):
                 yield connection
         finally:
             self._release(held)
@@ -184,3 +184,19 @@ class EngineRegistry:
             if held.leases == 0 and self._closed:
                 self._dispose(next(key for key, other in self._held.items() if other is held))
             self._changed.notify_all()
+
+
+@contextmanager
+def _rolled_back(connection: Connection) -> Iterator[None]:
+    """Roll back whatever is open after an error.
+
+    SQLAlchemy takes a COMMIT that failed for the end of the transaction. SQLite does not: after a
+    violated deferred constraint the transaction is still open, and would be pooled like that.
+    """
+    try:
+        yield
+    except BaseException:
+        if not connection.invalidated:
+            with suppress(Exception):  # a broken connection; the error under way says why
+                connection.connection.rollback()
+        raise

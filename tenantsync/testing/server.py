@@ -1,12 +1,14 @@
 """A small HTTP server on a thread: answers by a function, and remembers what it was asked."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
 
 __all__ = ["Request", "Response", "Server"]
 
@@ -66,9 +68,9 @@ class Server:
         self._lock = threading.Lock()
         self._server = _Listener(host, port, self._answer)
         self._thread = threading.Thread(
-            # The default poll of half a second would be felt at each close.
+            # With the default poll of half a second, each close would take that long.
             target=self._server.serve_forever,
-            args=(0.02,),
+            args=(0.05,),
             name="tenantsync-emulator",
             daemon=True,
         )
@@ -113,8 +115,10 @@ class _Listener(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the parent's
         """Stay silent where a client went away in the middle of its request."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

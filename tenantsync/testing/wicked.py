@@ -175,8 +175,8 @@ WICKED: Mapping[str, Wicked] = MappingProxyType(
         "foreign-application": _one(foreign_application),
         "foreign-tenant": _one(foreign_tenant),
         "delayed": _one(delayed),
-        "doubled": lambda emulator, delivery: [delivery, doubled(emulator, delivery)],
         "duplicated": lambda emulator, delivery: duplicated([delivery]),
+        "doubled": lambda emulator, delivery: [delivery, doubled(emulator, delivery)],
     }
 )
 """Each way by its name on the command line: from one delivery to those that are sent for it."""

@@ -2,12 +2,14 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
+from pathlib import Path
 
 import click
 import httpx2
@@ -28,6 +30,7 @@ NOW = 1_787_378_400.0
 TENANT = "93ce0187-9290-491b-9f06-be209b3d2f92"
 APPLICATION = "cmwspxuxh0007ny7dn277ejhn"
 JWKS = "/.well-known/jwks.json"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test-with-the-emulator.md"
 
 
 @pytest.fixture(scope="module")
@@ -587,3 +590,22 @@ def test_emulate_says_when_its_port_is_taken(receiver):
     assert (taken.exit_code, wrong.exit_code) == (1, 2)
     assert "choose another --port" in taken.output
     assert isinstance(emulate, click.Command)
+
+
+# -- the page about it
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_the_examples_of_the_page_run_as_printed(number):
+    """Each Python block stands alone, and its assertions hold."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+    assert len(blocks) == 5
+    exec(compile(blocks[number], str(PAGE), "exec"), {})  # noqa: S102 - our own page
+
+
+def test_the_page_lists_every_wicked_way():
+    """The table names those that the command takes, in their order."""
+    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert re.findall(r"`([a-z-]+)`", " ".join(rows)) == list(WICKED)

@@ -1,15 +1,25 @@
 """On both databases, written over several connections at once, the rows equal the fold's."""
 
-import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from folding import TENANTS, Mirror, clear, deliveries, fold, histories, is_mirrored, stored
+from folding import (
+    EVENT_IDS,
+    TENANTS,
+    Mirror,
+    clear,
+    deliveries,
+    fold,
+    histories,
+    is_mirrored,
+    stored,
+    two_places,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,19 +84,10 @@ class Neighbours:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def neighbours(
-    request: pytest.FixtureRequest, tmp_path: Path, migrated_templates: Callable[[int], str]
-) -> Iterator[Neighbours]:
+def neighbours(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Neighbours]:
     """Give two files, or two schemas of one database."""
-    if request.param == "sqlite":
-        files = [tmp_path / "one.db", tmp_path / "two.db"]
-        for file in files:
-            shutil.copyfile(migrated_templates(0), file)
-        places = [Placement.of(f"sqlite:///{file}") for file in files]
-    else:
-        places = request.getfixturevalue("schema_places")(2)
     with ExitStack() as stack:
-        yield Neighbours(places, stack)
+        yield Neighbours(two_places(request, tmp_path), stack)
 
 
 @settings(
@@ -100,7 +101,7 @@ def neighbours(
 @given(data=st.data(), default_app_access=st.booleans())
 def test_concurrent_writers_come_to_the_fold(neighbours, data, default_app_access):
     """Whatever order several connections interleave them in, the events come to the fold."""
-    history = data.draw(histories())
+    history = data.draw(histories(max_size=len(EVENT_IDS)))
     arriving = data.draw(deliveries(history))
     for place in neighbours.places:
         clear(neighbours.registry, place)
