@@ -198,14 +198,13 @@ def _writes(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
     if event.type == "subject.updated":
         yield from _updated(data)
         return
-    own = dict(_own_writes(event))
     for claim, column in CLAIMS.items():
         value = data.get(claim)
         # Missing names are absent, null or "" depending on the provider's emitting code; none of
         # the three means that the person lost their name (docs/reference/provider.md).
-        if value is not None and value != "" and column not in own:
+        if value is not None and value != "":
             yield column, {column: value}
-    yield from own.items()
+    yield from _own_writes(event)
 
 
 def _updated(data: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -22,6 +22,7 @@ from folding import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import create_engine
 
 from tenantsync.events import Event
 from tenantsync.observe import Delivery, Outcome
@@ -38,10 +39,13 @@ class Neighbours:
 
     Args:
         places: Two places, of which the first is also the third tenant's.
+        own_engines: Whether the application brings engines of its own, made without our care.
         stack: Closes what was opened.
     """
 
-    def __init__(self, places: Sequence[Placement], stack: ExitStack) -> None:
+    def __init__(self, places: Sequence[Placement], stack: ExitStack, *, own_engines: bool) -> None:
+        self._stack = stack
+        self._own_engines = own_engines
         self.homes = dict(zip(TENANTS, [*places, places[0]], strict=True))
         self.places = tuple(places)
         self.registry = stack.enter_context(EngineRegistry())
@@ -54,8 +58,14 @@ class Neighbours:
         self._pool = stack.enter_context(ThreadPoolExecutor(HANDLERS * SENDERS))
 
     def _handler(self, default_app_access: bool) -> IdentitySyncHandler:
+        homes = self.homes
+        if self._own_engines:
+            engines = {place: create_engine(place.url) for place in self.places}
+            for engine in engines.values():
+                self._stack.callback(engine.dispose)
+            homes = {tenant: Placement.of(engines[place]) for tenant, place in homes.items()}
         return IdentitySyncHandler(
-            self.homes.get,
+            homes.get,
             default_app_access=default_app_access,
             observers=[self._deliveries.append],
         )
@@ -83,11 +93,12 @@ class Neighbours:
         return [event for event in events if self.homes[event.tenant_id or ""] is place]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "sqlite with own engines"])
 def neighbours(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Neighbours]:
     """Give two files, or two schemas of one database."""
     with ExitStack() as stack:
-        yield Neighbours(two_places(request, tmp_path), stack)
+        own_engines = request.param.endswith("own engines")
+        yield Neighbours(two_places(request, tmp_path), stack, own_engines=own_engines)
 
 
 @settings(
