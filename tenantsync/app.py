@@ -36,7 +36,7 @@ from tenantsync.tenancy.resolver import (
     TenantSource,
 )
 from tenantsync.tenants import Tenant
-from tenantsync.web.webhook import WebhookRouter
+from tenantsync.web.webhook import NotFound, WebhookRouter
 
 __all__ = ["TenantSync"]
 
@@ -174,10 +174,15 @@ class TenantSync:
     def routes(self, path: str = "/webhooks/authvital") -> list[Route]:
         """Return the routes to mount, at exactly this path.
 
+        With a slash more, or less, there is a plain 404: where nothing is, frameworks redirect,
+        and AuthVital may take what it finds there for success.
+
         Raises:
             ConfigError: The configuration's `[authvital]` or `[isolation]` is incomplete.
         """
-        return [Route(path, self.webhook)]
+        sibling = path.removesuffix("/") if path.endswith("/") else f"{path}/"
+        routes = [Route(path, self.webhook)]
+        return [*routes, Route(sibling, NotFound())] if sibling else routes
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:

@@ -116,7 +116,7 @@ class _Download:
             self.answer.set_result(self._get())
         except FetchError as failure:
             self.answer.set_exception(failure)
-        except Exception as error:  # noqa: BLE001 - a thread has nobody above it to tell
+        except Exception as error:  # a thread has nobody above it to tell
             # The text of a TransportError is that of the operating system or of OpenSSL.
             told = str(error) if isinstance(error, httpx2.TransportError) else type(error).__name__
             self.answer.set_exception(FetchError(f"it could not be reached ({told:.200})"))
@@ -375,7 +375,7 @@ class KeyRing:
             keys = read_jwks(self._fetch(self._url, no_cache=True))
         except FetchError as failure:
             reason = str(failure)
-        except Exception as error:  # noqa: BLE001 - a Fetch may raise anything, and its text may hold the URL
+        except Exception as error:  # a Fetch may raise anything, and its text may hold the URL
             reason = f"fetching it raised {type(error).__name__}"
         else:
             return _KeySet(keys, now)
@@ -395,7 +395,9 @@ class KeyRing:
         # those waiting who need a new key.
         try:
             self._spawn(self._refresh_quietly)
-        except Exception as error:  # noqa: BLE001 - the caller has its key; no thread to be had is no reason to fail
+        except (
+            Exception
+        ) as error:  # the caller has its key; no thread to be had is no reason to fail
             _log.warning("tenantsync.jwks_unusable", extra={"reason": type(error).__name__})
 
     def _refresh_quietly(self) -> None:

@@ -187,7 +187,7 @@ class _Run:
             found = work(self._place(tenant))
         except Stopped as stopped:
             state, reason, at = stopped.state, stopped.reason, _joined(stopped.at)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other tenants come next
+        except Exception as error:  # whatever it is, the other tenants come next
             state, reason, at = State.FAILED, sentence_about(error), None
         else:
             state = State.OK if found.before == found.after else State.UPGRADED

@@ -78,7 +78,7 @@ class Applier:
             if is_lost(cast("Exception", failure.__cause__)):
                 return _all_failed(works, failure.__cause__)
             return [self._alone(work) for work in works]
-        except Exception as error:  # noqa: BLE001 - every sender gets an answer, whatever broke
+        except Exception as error:  # every sender gets an answer, whatever broke
             return self._blameless(works, error)
 
     def apply_hooked(self, event: Event, placement: Placement, hooks: tuple[Hook, ...]) -> Result:
@@ -92,7 +92,7 @@ class Applier:
             )
         except (PlaceFailed, CommitFailed) as failure:
             return translate(failure.__cause__ or failure, placement)
-        except Exception as error:  # noqa: BLE001 - the sender gets an answer, whatever broke
+        except Exception as error:  # the sender gets an answer, whatever broke
             return translate(error, placement)
 
     def _together(self, works: Sequence[Work]) -> list[list[Result]]:
@@ -109,13 +109,16 @@ class Applier:
     def _tried(self, placement: Placement, run: Callable[[Connection], _T]) -> _T:
         """Run in a connection; again where the server chose us as a victim, or went away."""
         for remaining in reversed(range(_TRIES)):
+            connected = False
             try:
                 with self._registry.connect(placement) as connection:
+                    connected = True
                     return run(connection)
             except Exception as error:
                 cause = error.__cause__ if isinstance(error, PlaceFailed | CommitFailed) else error
                 again = cause is not None and (is_transient(cause) or is_lost(cause))
-                if not remaining or not again:
+                # Who cannot connect has waited long enough, and others wait behind.
+                if not (remaining and again and connected):
                     raise
         raise AssertionError("unreachable")
 
@@ -129,7 +132,7 @@ class Applier:
             ]
         except CommitFailed:
             return [self._alone(work) for work in works]
-        except Exception as error:  # noqa: BLE001 - every sender gets an answer, whatever broke
+        except Exception as error:  # every sender gets an answer, whatever broke
             return self._blameless(works, error)
 
     def _blameless(self, works: Sequence[Work], error: Exception) -> list[list[Result]]:
@@ -157,7 +160,7 @@ class Applier:
             ):
                 return _all_failed([work], again)[0]
             return [self._alone(Work(work.placement, [event]), again)[0] for event in work.events]
-        except Exception as error:  # noqa: BLE001 - every sender gets an answer, whatever broke
+        except Exception as error:  # every sender gets an answer, whatever broke
             return _all_failed([work], error)[0]
 
     def _hooked(

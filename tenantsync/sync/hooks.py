@@ -79,11 +79,7 @@ def run_hooks(
     try:
         for hook in hooks:
             try:
-                answer = hook(event, session)
-                if inspect.iscoroutine(answer):
-                    answer.close()
-                    raise TypeError("the hook returned a coroutine, which nobody awaits")
-                session.flush()
+                _call(hook, event, session)
             # Whatever it raises, SystemExit included: a writer's thread must answer its senders.
             except BaseException as error:
                 raise HookFailed(f"hook {_name(hook)} raised {type(error).__name__}") from error
@@ -98,6 +94,14 @@ def run_hooks(
             ) from error
     finally:
         session.close()
+
+
+def _call(hook: Hook, event: Event, session: Session) -> None:
+    answer = hook(event, session)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("the hook returned a coroutine, which nobody awaits")
+    session.flush()
 
 
 def _matches(pattern: str, event_type: str) -> bool:

@@ -153,13 +153,15 @@ class PostgresStore:
         raw = _raw(connection)
         written: list[tuple[_Cursor, ...]] = []
         with _attributed(written), raw.pipeline():
+            binding = _cursor(raw)
             for work, change in zip(works, changes, strict=True):
                 if not change.ledger:
                     written.append(())
                     continue
-                bound, writing = _cursor(raw), _raw_cursor(raw)
-                written.append((bound, writing))
-                self._isolation.bind(cast("DBAPICursor", bound), work.placement)
+                if len(works) > 1:  # a single place is bound since it was read
+                    self._isolation.bind(cast("DBAPICursor", binding), work.placement)
+                writing = _raw_cursor(raw)
+                written.append((writing,))
                 ends = change.tombstones or change.sessions
                 statement = _in_schema(_WRITE_ALL if ends else _WRITE, work.placement)
                 writing.execute(statement, (_body(change),))

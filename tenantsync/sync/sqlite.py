@@ -23,17 +23,18 @@ _LISTS: Final = ("groups", "tenant_roles")
 _NOW: Final = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 _AMONG: Final = "IN (SELECT value FROM json_each(?))"
 
-_READ_LEDGER: Final = f"SELECT event_id FROM av_sync_events WHERE event_id {_AMONG}"
-_READ_TOMBSTONES: Final = f"SELECT id, clock FROM av_identity_tombstones WHERE id {_AMONG}"
+# `main.`, because SQLite looks among temporary tables first, and a hook may have made some.
+_READ_LEDGER: Final = f"SELECT event_id FROM main.av_sync_events WHERE event_id {_AMONG}"
+_READ_TOMBSTONES: Final = f"SELECT id, clock FROM main.av_identity_tombstones WHERE id {_AMONG}"
 _READ_PEOPLE: Final = (
-    f"SELECT id, clocks, created_at, {_NAMES} FROM av_identities WHERE id {_AMONG}"
+    f"SELECT id, clocks, created_at, {_NAMES} FROM main.av_identities WHERE id {_AMONG}"
 )
 _WRITE_LEDGER: Final = (
-    "INSERT INTO av_sync_events (event_id, type, subject, occurred_at, outcome)"
+    "INSERT INTO main.av_sync_events (event_id, type, subject, occurred_at, outcome)"
     " VALUES (?, ?, ?, ?, ?)"
 )
 _WRITE_PEOPLE: Final = (
-    f"INSERT INTO av_identities (id, clocks, created_at, {_NAMES}, synced_at, updated_at)"
+    f"INSERT INTO main.av_identities (id, clocks, created_at, {_NAMES}, synced_at, updated_at)"
     f" VALUES (?, ?, ?, {', '.join('?' * len(_COLUMNS))}, {_NOW}, {_NOW})"
     " ON CONFLICT (id) DO UPDATE SET "
     + ", ".join(
@@ -42,12 +43,12 @@ _WRITE_PEOPLE: Final = (
     )
 )
 _WRITE_TOMBSTONES: Final = (
-    "INSERT INTO av_identity_tombstones (id, clock) VALUES (?, ?)"
+    "INSERT INTO main.av_identity_tombstones (id, clock) VALUES (?, ?)"
     " ON CONFLICT (id) DO UPDATE SET clock = excluded.clock"
 )
-_REMOVE_PEOPLE: Final = "DELETE FROM av_identities WHERE id = ?"
+_REMOVE_PEOPLE: Final = "DELETE FROM main.av_identities WHERE id = ?"
 _END_SESSIONS: Final = (
-    f"UPDATE av_identity_sessions SET revoked_at = {_NOW}"
+    f"UPDATE main.av_identity_sessions SET revoked_at = {_NOW}"
     " WHERE identity_id = ? AND revoked_at IS NULL AND created_at < ?"
 )
 

@@ -1,8 +1,8 @@
-"""Who writes: one writer at a time per database, which takes whatever queued meanwhile.
+"""Who writes: one writer at a time per place, which takes whatever queued meanwhile.
 
-Speed comes from sharing commits. While one commit runs, events for the same database queue up; the
-next transaction takes them all, without waiting for more. No timer: a lingering writer only adds
-latency.
+Speed comes from sharing commits. While one commit runs, events queue up; the next transaction takes
+them all, without waiting for more. No timer: a lingering writer only adds latency. The places of
+one database are dealt out to a few lanes with a writer each.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """What waits for one database."""
+    """What waits for one writer."""
 
     jobs: deque[_Job] = field(default_factory=deque)
 
@@ -50,17 +50,27 @@ class Writer:
     Args:
         applier: Applies a batch.
         hooks: Whose functions are called, and for what.
-        threads: How many databases are written to at once.
-        max_waiting: How many events may wait for one database; a further one is refused, for the
+        threads: How many transactions run at once.
+        per_database: How many of them in one PostgreSQL database; a place has always the same
+            one. Two keep our own work and the server's going side by side; many more would cost
+            the server more than they bring, because each backend loads each schema for itself.
+        max_waiting: How many events may wait in one lane; a further one is refused, for the
             sender to try again.
     """
 
     def __init__(
-        self, applier: Applier, hooks: Hooks, *, threads: int = 8, max_waiting: int = 4096
+        self,
+        applier: Applier,
+        hooks: Hooks,
+        *,
+        threads: int = 8,
+        per_database: int = 2,
+        max_waiting: int = 4096,
     ) -> None:
         self._applier = applier
         self._hooks = hooks
         self._threads = threads
+        self._per_database = per_database
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
         self._lanes: dict[Hashable, _Lane] = {}  # only those with a writer at work
@@ -96,11 +106,13 @@ class Writer:
             pool.shutdown(wait=True)
 
     def _submit(self, job: _Job) -> None:
-        database = job.placement.database
+        placement = job.placement
+        slot = hash(placement) % self._per_database if placement.is_postgres else 0
+        key = (placement.database, slot)
         with self._lock:
             if self._closed:
                 raise TenantUnavailable("the application is stopping; send the event again")
-            lane = self._lanes.get(database)
+            lane = self._lanes.get(key)
             if lane is not None:
                 if len(lane.jobs) >= self._max_waiting:
                     raise TenantUnavailable(
@@ -108,29 +120,29 @@ class Writer:
                     )
                 lane.jobs.append(job)
                 return
-            lane = self._lanes[database] = _Lane(deque([job]))
+            lane = self._lanes[key] = _Lane(deque([job]))
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tenantsync")
-            self._pool.submit(self._drain, database, lane)
+            self._pool.submit(self._drain, key, lane)
 
-    def _drain(self, database: Hashable, lane: _Lane) -> None:
-        """Write until nothing waits, giving way to other databases after each transaction."""
+    def _drain(self, key: Hashable, lane: _Lane) -> None:
+        """Write until nothing waits, giving way to other lanes after each transaction."""
         while True:
             with self._lock:
                 jobs = _take(lane.jobs)
                 if not jobs:
                     # Under the lock: a job that comes now starts a lane of its own.
-                    del self._lanes[database]
+                    del self._lanes[key]
                     return
             try:
                 results = self._results(jobs)
-            except BaseException as error:  # noqa: BLE001 - no sender may wait for ever
+            except BaseException as error:  # no sender may wait for ever
                 results = [_failed(error) for _ in jobs]
             _settle(jobs, results)
             with self._lock:
                 crowded = len(self._lanes) > self._threads
                 if crowded and self._pool is not None:
-                    self._pool.submit(self._drain, database, lane)
+                    self._pool.submit(self._drain, key, lane)
                     return
 
     def _results(self, jobs: Sequence[_Job]) -> list[Result]:

@@ -56,8 +56,16 @@ def make_engine(
         "pool_use_lifo": True,
     }
     if url.get_backend_name() != "sqlite":
-        # libpq counts whole seconds and takes 1 for 2. What the URL says wins over our defaults.
-        defaults = {"connect_timeout": max(2, round(connect_timeout)), "application_name": _NAME}
+        # What the URL says wins over our defaults.
+        defaults = {
+            "application_name": _NAME,
+            "connect_timeout": max(2, round(connect_timeout)),  # whole seconds; libpq takes 1 for 2
+            # A server that vanished without a word must not hold a writer for hours.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,  # milliseconds
+        }
         return create_engine(
             url, connect_args={k: v for k, v in defaults.items() if k not in url.query}, **bounds
         )

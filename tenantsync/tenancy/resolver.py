@@ -159,7 +159,8 @@ class TenantResolver:
             found = await asyncio.to_thread(self._source.find, wanted)
             if inspect.isawaitable(found):
                 found = await found
-        except Exception as error:  # noqa: BLE001 - whatever a source raises means "cannot say"
+            _check(found)
+        except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
         return self._remember(wanted, found)
 
@@ -177,7 +178,8 @@ class TenantResolver:
             found = self._source.find(wanted)
             if inspect.isawaitable(found):
                 found = asyncio.run(_awaited(found))
-        except Exception as error:  # noqa: BLE001 - whatever a source raises means "cannot say"
+            _check(found)
+        except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
         return self._remember(wanted, found)
 
@@ -211,6 +213,11 @@ class TenantResolver:
 
 def _unknown() -> UnknownTenant:
     return UnknownTenant("no tenant is registered under the event's tenant id")
+
+
+def _check(found: object) -> None:
+    if found is not None and not isinstance(found, Tenant):
+        raise TypeError(f"a source answers with a Tenant or None, not {type(found).__name__}")
 
 
 def _in_service(tenant: Tenant) -> Tenant:

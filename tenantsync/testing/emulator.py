@@ -163,12 +163,12 @@ class Emulator:
 
     def event(
         self,
-        type: str,  # noqa: A002 - the wire's word
+        type: str,
         *,
         tenant_id: str,
         application_id: str,
         data: Mapping[str, Any],
-        id: str | None = None,  # noqa: A002 - the wire's word
+        id: str | None = None,
         timestamp: int | str | None = None,
     ) -> bytes:
         """Return the body of a sync event in AuthVital's byte form.

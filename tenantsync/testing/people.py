@@ -138,7 +138,7 @@ def make_people(count: int, *, seed: int = 0, domain: str = "example.test") -> l
         seed: Any number; other seeds make other people.
         domain: The domain of their addresses.
     """
-    rng = random.Random(f"people/{seed}")  # noqa: S311 - made-up data, not a secret
+    rng = random.Random(f"people/{seed}")
     people = []
     for index in range(count):
         first, last = rng.choice(_FIRST_NAMES), rng.choice(_LAST_NAMES)
@@ -178,7 +178,7 @@ def stream(
         seed: Any number; other seeds make other lives.
         start: When the first thing happens, in unix milliseconds.
     """
-    rng = random.Random(f"stream/{seed}/{tenant_id}")  # noqa: S311 - made-up data, not a secret
+    rng = random.Random(f"stream/{seed}/{tenant_id}")
     happenings = [
         (moment, event_type, data)
         for index, person in enumerate(people)

@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's word
+    def log_message(self, format: str, *args: object) -> None:
         """Print nothing: what was asked is kept in the server's own list."""
 
     def _handle(self) -> None:

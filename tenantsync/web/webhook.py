@@ -17,13 +17,14 @@ from tenantsync.observe import Delivery, Outcome
 from tenantsync.sync.handler import IdentitySyncHandler
 from tenantsync.web.answers import Answer, answer_error, answer_outcome
 
-__all__ = ["MAX_BODY_BYTES", "WebhookRouter"]
+__all__ = ["MAX_BODY_BYTES", "NotFound", "WebhookRouter"]
 
 MAX_BODY_BYTES: Final = 256 * 1024
 """A larger body is answered 413; the provider's sync events stay far below."""
 
 _DOOR: Final = "webhook"
 _JSON: Final = b"application/json"
+_NOT_FOUND: Final = Answer(404, {"error": "not found", "reason": "the path is exact"})
 _TOO_LARGE: Final = Answer(413, {"error": "too large", "reason": f"at most {MAX_BODY_BYTES} bytes"})
 
 
@@ -99,10 +100,7 @@ class WebhookRouter:
             raise RuntimeError("the webhook speaks HTTP only")
         answer, body = await _read(scope, receive)
         if answer is None:
-            headers = {
-                name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-            }
-            answer = await self._answer(body, headers)
+            answer = await self._answer(body, _headers(scope))
         await _respond(answer, send)
 
     async def _answer(self, body: bytes, headers: Mapping[str, str]) -> Answer:
@@ -180,6 +178,23 @@ class WebhookRouter:
             )
         )
         return answer_error(error)
+
+
+class NotFound:
+    """The door's neighbour: 404 at a path that a framework would else redirect to the door."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        await _respond(_NOT_FOUND, send)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Return the request's headers. One that is there twice has both values, and proves nothing."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
 
 
 async def _read(scope: Scope, receive: Receive) -> tuple[Answer | None, bytes]:
