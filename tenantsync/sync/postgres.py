@@ -6,19 +6,18 @@ search_path is for what the application itself runs.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
 import psycopg
-from psycopg.rows import tuple_row
 from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from tenantsync.errors import TenantNotIsolated
 from tenantsync.sync.apply import Changes, Known, PlaceFailed, Work
 from tenantsync.sync.merge import Person, Tombstone, invert_clocks, revert_clocks
+from tenantsync.sync.pipeline import Pipeline, Row, StatementFailed, text_array
 from tenantsync.tenancy.isolation import Isolation, schema_of
 from tenantsync.tenants import Placement
 
@@ -37,13 +36,14 @@ _NAMES: Final = ", ".join(_COLUMNS)
 
 # READ COMMITTED whatever the role's default: the statements after the lock must see what the
 # writer before us committed. Synchronous commit too: what is acknowledged survives a crash.
-_BEGIN: Final = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE"
+_BEGIN: Final = b"BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE"
 _SETTINGS: Final = (
-    "SELECT set_config('synchronous_commit', 'on', true), set_config('statement_timeout', %s, true)"
+    b"SELECT set_config('synchronous_commit', 'on', true),"
+    b" set_config('statement_timeout', $1, true)"
 )
 # FOR UPDATE locks nothing where no row is, and a person's first two events may come at once. So
 # one advisory lock per place, in one order for everybody, held until the end of the transaction.
-_LOCK: Final = "SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) AS key"
+_LOCK: Final = b"SELECT pg_advisory_xact_lock(key) FROM unnest($1::bigint[]) AS key"
 
 _READ: Final = f"""
 SELECT (SELECT json_agg(event_id) FROM @.av_sync_events WHERE event_id = ANY ($1::text[]))::text,
@@ -92,11 +92,9 @@ _BATCH: Final = "WITH batch AS (SELECT $1::jsonb AS body),"
 _WRITE: Final = f"{_BATCH}{_WRITE_LEDGER},{_WRITE_PEOPLE} SELECT FROM batch"
 _WRITE_ALL: Final = f"{_BATCH}{_WRITE_LEDGER},{_WRITE_PEOPLE},{_WRITE_ENDINGS} SELECT FROM batch"
 
-_Cursor = psycopg.Cursor[tuple[Any, ...]]
-
 
 class PostgresStore:
-    """Reads and writes places in PostgreSQL through psycopg's pipeline.
+    """Reads and writes places in PostgreSQL.
 
     Args:
         isolation: Binds a transaction to a place and proves it.
@@ -105,38 +103,38 @@ class PostgresStore:
 
     def __init__(self, isolation: Isolation, *, statement_timeout: float = 5.0) -> None:
         self._isolation = isolation
-        self._timeout = str(round(statement_timeout * 1000))
+        self._timeout = str(round(statement_timeout * 1000)).encode()
 
     def read(self, connection: Connection, works: Sequence[Work]) -> list[Known]:
-        """Lock, bind, read and prove all places, in one round trip."""
-        raw = _raw(connection)
-        if raw.autocommit:
-            # Each round trip would be a transaction of its own, although a pipeline hides it from
-            # the proof: gone are the lock, the binding, and all or nothing.
+        """Begin, lock, bind, read and prove all places, in one round trip."""
+        if _raw(connection).autocommit:
+            # Then SQLAlchemy and the hooks' session would not be in the transaction begun here.
             raise TenantNotIsolated("the connection is in autocommit: give an engine without it")
-        asked: list[tuple[_Cursor, _Cursor]] = []
-        opening, locking = _cursor(raw), _cursor(raw)
-        with _attributed(asked, after=locking), raw.pipeline():
-            opening.execute(_BEGIN)
-            opening.execute(_SETTINGS, (self._timeout,))
-            locking.execute(_LOCK, (sorted({lock_key(work.placement) for work in works}),))
-            for work in works:
-                where, read = _cursor(raw), _raw_cursor(raw)
-                # Noted before it is asked: an answer may come, and fail, at any later execute.
-                asked.append((where, read))
-                self._isolation.bind(cast("DBAPICursor", where), work.placement)
-                self._isolation.locate(cast("DBAPICursor", where), work.placement)
-                ids = [event.id for event in work.events]
-                subjects = list({event.sub for event in work.events if event.sub})
-                read.execute(_in_schema(_READ, work.placement), (ids, subjects))
+        pipeline = Pipeline(_raw(connection))
+        pipeline.add(_BEGIN)
+        pipeline.add(_SETTINGS, (self._timeout,))
+        keys = sorted({lock_key(work.placement) for work in works})
+        pipeline.add(_LOCK, (f"{{{','.join(map(str, keys))}}}".encode(),))
+        owners: list[int | None] = [None] * len(pipeline)
+        for index, work in enumerate(works):
+            self._isolation.bind(cast("DBAPICursor", pipeline), work.placement)
+            self._isolation.locate(cast("DBAPICursor", pipeline), work.placement)
+            ids = text_array([event.id for event in work.events])
+            subjects = text_array(list({event.sub for event in work.events if event.sub}))
+            pipeline.add(_in_schema(_READ, work.placement), (ids, subjects))
+            owners += [index] * (len(pipeline) - len(owners))
+        rows = _run(pipeline, owners)
         known = []
         transactions = set()
-        for index, (work, (where, read)) in enumerate(zip(works, asked, strict=True)):
+        for index, work in enumerate(works):
+            last = len(owners) - owners[::-1].index(index) - 1
+            where, read = rows[last - 1], rows[last]
+            answer = where and [None if value is None else value.decode() for value in where]
             try:
-                transactions.add(self._isolation.confirm(where.fetchone(), work.placement))
+                transactions.add(self._isolation.confirm(answer, work.placement))
             except TenantNotIsolated as error:
                 raise PlaceFailed(index) from error
-            known.append(_known(read.fetchone() or ()))
+            known.append(_known(read or ()))
         if len(transactions) != 1:
             raise TenantNotIsolated("the places were asked in different transactions")
         return known
@@ -150,25 +148,22 @@ class PostgresStore:
         commit: bool,
     ) -> None:
         """Write all places, and commit if asked to, in one round trip."""
-        raw = _raw(connection)
-        written: list[tuple[_Cursor, ...]] = []
-        with _attributed(written), raw.pipeline():
-            binding = _cursor(raw)
-            for work, change in zip(works, changes, strict=True):
-                if not change.ledger:
-                    written.append(())
-                    continue
+        pipeline = Pipeline(_raw(connection))
+        owners: list[int | None] = []
+        for index, (work, change) in enumerate(zip(works, changes, strict=True)):
+            if change.ledger:
                 if len(works) > 1:  # a single place is bound since it was read
-                    self._isolation.bind(cast("DBAPICursor", binding), work.placement)
-                writing = _raw_cursor(raw)
-                written.append((writing,))
-                ends = change.tombstones or change.sessions
-                statement = _in_schema(_WRITE_ALL if ends else _WRITE, work.placement)
-                writing.execute(statement, (_body(change),))
-            if commit:
-                # As a statement: SQLAlchemy's commit would meet the errors of the statements
-                # before it, take the transaction for ended, and pool the connection in mid-air.
-                _cursor(raw).execute("COMMIT")
+                    self._isolation.bind(cast("DBAPICursor", pipeline), work.placement)
+                endings = change.tombstones or change.sessions
+                statement = _in_schema(_WRITE_ALL if endings else _WRITE, work.placement)
+                pipeline.add(statement, (_body(change),))
+                owners += [index] * (len(pipeline) - len(owners))
+        if commit:
+            # As a statement: SQLAlchemy's commit would meet the errors of the statements before
+            # it, take the transaction for ended, and pool the connection in mid-air.
+            pipeline.add(b"COMMIT")
+            owners.append(None)
+        _run(pipeline, owners)
         if commit:
             connection.commit()
 
@@ -186,44 +181,29 @@ def _raw(connection: Connection) -> psycopg.Connection[Any]:
     return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
-def _cursor(raw: psycopg.Connection[Any]) -> _Cursor:
-    return psycopg.Cursor(raw, row_factory=tuple_row)
-
-
-def _raw_cursor(raw: psycopg.Connection[Any]) -> _Cursor:
-    # PostgreSQL's own $1 for long statements: psycopg need not look through them for %s.
-    return psycopg.RawCursor(raw, row_factory=tuple_row)
-
-
 def _in_schema(statement: str, placement: Placement) -> bytes:
-    # As bytes, which psycopg sends as they are; the schema is quoted as PostgreSQL does it.
     schema = schema_of(placement).replace('"', '""')
     return statement.replace("@", f'"{schema}"').encode()
 
 
-@contextmanager
-def _attributed(
-    cursors: Sequence[tuple[_Cursor, ...]], *, after: _Cursor | None = None
-) -> Iterator[None]:
-    """Say whose statement failed: the first place that a cursor has no result for.
-
-    In a pipeline the error comes out late, and everything after the culprit was skipped.
+def _run(pipeline: Pipeline, owners: Sequence[int | None]) -> list[Row | None]:
+    """Send the statements; if one fails, say whose it was.
 
     Args:
-        cursors: Those of each place.
-        after: What came before all places, such as the lock, and blames none of them.
+        pipeline: The statements.
+        owners: For each of them the index of its place; None for what is everybody's.
     """
     try:
-        yield
-    except psycopg.Error as error:
-        answered = [all(cursor.pgresult is not None for cursor in place) for place in cursors]
-        # Where all were answered, the COMMIT failed.
-        if all(answered) or (after is not None and after.pgresult is None):
-            raise
-        raise PlaceFailed(answered.index(False)) from error
+        return pipeline.run()
+    except StatementFailed as failure:
+        cause = failure.__cause__ or failure
+        owner = owners[failure.index]
+        if owner is None:
+            raise cause from None
+        raise PlaceFailed(owner) from cause
 
 
-def _known(answer: Sequence[str | None]) -> Known:
+def _known(answer: Sequence[bytes | None]) -> Known:
     ids, buried, rows = (msgspec.json.decode(part) if part else () for part in answer)
     people: dict[str, Person | Tombstone] = {}
     for subject, clocks, created, *values in rows:
@@ -235,7 +215,7 @@ def _known(answer: Sequence[str | None]) -> Known:
     return Known(frozenset(ids), people)
 
 
-def _body(change: Changes) -> str:
+def _body(change: Changes) -> bytes:
     return msgspec.json.encode(
         {
             "ledger": [
@@ -260,4 +240,4 @@ def _body(change: Changes) -> str:
             "tombstones": change.tombstones,
             "sessions": change.sessions,
         }
-    ).decode()
+    )
