@@ -5,7 +5,7 @@ PostgreSQL and SQLite is behind `Store`; which events change what is decided her
 merge.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,7 @@ class Changes:
     Args:
         outcomes: One per event, in their order.
         ledger: The events that are new, each with its outcome.
+        before: Subject -> what was known of the person before.
         people: Subject -> the row it shall have.
         tombstones: Subject -> clock; their rows go.
         sessions: Subject -> end the sessions created before this moment, in milliseconds since
@@ -68,6 +69,7 @@ class Changes:
 
     outcomes: list[Outcome] = field(default_factory=list)
     ledger: list[tuple[Event, Outcome]] = field(default_factory=list)
+    before: Mapping[str, Person | Tombstone] = field(default_factory=dict, compare=False)
     people: dict[str, Person] = field(default_factory=dict)
     tombstones: dict[str, str] = field(default_factory=dict)
     sessions: dict[str, int] = field(default_factory=dict)
@@ -123,7 +125,7 @@ def decide(events: Iterable[Event], known: Known, *, default_app_access: bool) -
         known: What the place holds about their ids and subjects.
         default_app_access: What `has_app_access` is until an event says something of it.
     """
-    changes = Changes()
+    changes = Changes(before=known.people)
     seen = set(known.seen)
     people = dict(known.people)
     for event in events:

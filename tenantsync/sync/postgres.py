@@ -61,16 +61,17 @@ ledger AS (
   FROM batch, jsonb_to_recordset(body -> 'ledger')
     AS e(event_id text, type text, subject text, occurred bigint, outcome text)
 )"""
-_WRITE_PEOPLE: Final = f"""
+# Only the columns that a batch changes: what is named in a statement must be parsed and planned,
+# and thirty columns cost more than writing the row.
+_WRITE_PEOPLE: Final = """
 people AS (
-  INSERT INTO @.av_identities (id, clocks, created_at, synced_at, updated_at, {_NAMES})
-  SELECT id, clocks, to_timestamp(created / 1000.0), now(), now(), {_NAMES}
-  FROM batch, jsonb_to_recordset(body -> 'people') AS p(id text, clocks jsonb, created bigint,
-    {", ".join(f"{name} {kind}" for name, kind in _TYPES.items())})
+  INSERT INTO @.av_identities (id, clocks, created_at, synced_at, updated_at{names})
+  SELECT id, clocks, to_timestamp(created / 1000.0), now(), now(){names}
+  FROM batch, jsonb_to_recordset(body -> 'people')
+    AS p(id text, clocks jsonb, created bigint{typed})
   ORDER BY id
   ON CONFLICT (id) DO UPDATE SET clocks = excluded.clocks, created_at = excluded.created_at,
-    synced_at = excluded.synced_at, updated_at = excluded.updated_at,
-    {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
+    synced_at = excluded.synced_at, updated_at = excluded.updated_at{assigned}
 )"""
 _WRITE_ENDINGS: Final = """
 buried AS (
@@ -89,8 +90,8 @@ ended AS (
     AND s.created_at < to_timestamp(e.value::bigint / 1000.0)
 )"""
 _BATCH: Final = "WITH batch AS (SELECT $1::jsonb AS body),"
-_WRITE: Final = f"{_BATCH}{_WRITE_LEDGER},{_WRITE_PEOPLE} SELECT FROM batch"
-_WRITE_ALL: Final = f"{_BATCH}{_WRITE_LEDGER},{_WRITE_PEOPLE},{_WRITE_ENDINGS} SELECT FROM batch"
+_INSERTED: Final = Person.unknown(default_app_access=True).values
+"""What a row holds in the columns that its INSERT does not name."""
 
 
 class PostgresStore:
@@ -154,9 +155,9 @@ class PostgresStore:
             if change.ledger:
                 if len(works) > 1:  # a single place is bound since it was read
                     self._isolation.bind(cast("DBAPICursor", pipeline), work.placement)
-                endings = change.tombstones or change.sessions
-                statement = _in_schema(_WRITE_ALL if endings else _WRITE, work.placement)
-                pipeline.add(statement, (_body(change),))
+                columns = _changed_columns(change)
+                statement = _in_schema(_write_statement(change, columns), work.placement)
+                pipeline.add(statement, (_body(change, columns),))
                 owners += [index] * (len(pipeline) - len(owners))
         if commit:
             # As a statement: SQLAlchemy's commit would meet the errors of the statements before
@@ -215,7 +216,31 @@ def _known(answer: Sequence[bytes | None]) -> Known:
     return Known(frozenset(ids), people)
 
 
-def _body(change: Changes) -> bytes:
+def _changed_columns(change: Changes) -> list[str]:
+    """Return the columns in which some row differs from what it held, or would be inserted with."""
+    changed: set[str] = set()
+    for subject, person in change.people.items():
+        held = change.before.get(subject)
+        values = held.values if isinstance(held, Person) else _INSERTED
+        changed.update(name for name, value in person.values.items() if value != values[name])
+    return sorted(changed)
+
+
+def _write_statement(change: Changes, columns: Sequence[str]) -> str:
+    parts = [_WRITE_LEDGER]
+    if change.people:
+        people = _WRITE_PEOPLE.format(
+            names="".join(f", {name}" for name in columns),
+            typed="".join(f", {name} {_TYPES[name]}" for name in columns),
+            assigned="".join(f", {name} = excluded.{name}" for name in columns),
+        )
+        parts.append(people)
+    if change.tombstones or change.sessions:
+        parts.append(_WRITE_ENDINGS)
+    return f"{_BATCH}{','.join(parts)} SELECT FROM batch"
+
+
+def _body(change: Changes, columns: Sequence[str]) -> bytes:
     return msgspec.json.encode(
         {
             "ledger": [
@@ -233,7 +258,7 @@ def _body(change: Changes) -> bytes:
                     "id": subject,
                     "clocks": invert_clocks(person.clocks),
                     "created": person.created,
-                    **person.values,
+                    **{name: person.values[name] for name in columns},
                 }
                 for subject, person in change.people.items()
             ],
