@@ -24,9 +24,10 @@ from psycopg.rows import tuple_row
 from workload import RUN_LENGTH, events, run_token
 
 from tenantsync import Tenant, TenantSync, parse
+from tenantsync.sync.pipeline import Pipeline
 
 _RECORDED_RUN = 0x7A9E0000
-_OPENINGS = ("BEGIN", "SET TRANSACTION")
+_OPENINGS = ("BEGIN",)
 
 
 @dataclass(slots=True)
@@ -108,22 +109,20 @@ class Tape:
                 tape.note("executemany", sql, values)
                 return super().executemany(sql, values)
 
-        execute, fetchone = psycopg.Cursor.execute, psycopg.Cursor.fetchone
+        run = Pipeline.run
 
-        def noted(cursor, query, params=None, **options):
-            tape.note("raw" if isinstance(cursor, psycopg.RawCursor) else "client", query, params)
-            return execute(cursor, query, params, **options)
-
-        def told(cursor):
+        def noted(pipeline):
+            for sql, given in pipeline._statements:
+                values = [None if value is None else value.decode() for value in given]
+                tape.note("raw", sql, values)
             tape.read()
-            return fetchone(cursor)
+            return run(pipeline)
 
         with ExitStack() as patches:
             patches.enter_context(
                 patch("sqlite3.connect", partial(sqlite3.connect, factory=Connection))
             )
-            patches.enter_context(patch.object(psycopg.Cursor, "execute", noted))
-            patches.enter_context(patch.object(psycopg.Cursor, "fetchone", told))
+            patches.enter_context(patch.object(Pipeline, "run", noted))
             yield
 
 
@@ -178,7 +177,12 @@ class Replay:
         url = self._recorded[0].tenant.placement.url.set(drivername="postgresql")
         while len(self._connections) < connections:
             self._connections.append(
-                psycopg.connect(url.render_as_string(hide_password=False), row_factory=tuple_row)
+                # In autocommit, because what was recorded begins its transactions itself.
+                psycopg.connect(
+                    url.render_as_string(hide_password=False),
+                    autocommit=True,
+                    row_factory=tuple_row,
+                )
             )
         run = _run_pipelined if way == "pipelined" else _run_plainly
         shared = iter(waiting)
@@ -200,28 +204,26 @@ class Replay:
 
 
 def _run_plainly(connection: psycopg.Connection[Any], transaction: Transaction) -> None:
-    cursors = {"client": psycopg.Cursor(connection), "raw": psycopg.RawCursor(connection)}
+    cursor = psycopg.RawCursor(connection)
     for part in transaction.parts:
         for statement in part:
-            cursor = cursors[statement.how]
             cursor.execute(statement.sql, statement.values)
             if cursor.description:
                 cursor.fetchall()
-    connection.commit()
+    cursor.execute("COMMIT")
 
 
 def _run_pipelined(connection: psycopg.Connection[Any], transaction: Transaction) -> None:
-    kinds = {"client": psycopg.Cursor, "raw": psycopg.RawCursor}
     last = transaction.parts[-1]
     for part in transaction.parts:
         cursors = []
         with connection.pipeline():
             for statement in part:
-                cursor = kinds[statement.how](connection)
+                cursor = psycopg.RawCursor(connection)
                 cursor.execute(statement.sql, statement.values)
                 cursors.append(cursor)
             if part is last:
-                connection.commit()
+                connection.execute("COMMIT")
         for cursor in cursors:
             if cursor.description:
                 cursor.fetchall()
