@@ -9,11 +9,11 @@ import re
 import selectors
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, cast
 
 import psycopg
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 __all__ = ["Pipeline", "Row", "StatementFailed", "text_array"]
@@ -55,15 +55,14 @@ class Pipeline:
         """How many statements wait."""
         return len(self._statements)
 
-    def add(self, statement: bytes, parameters: Sequence[bytes | None] = ()) -> int:
-        """Add one statement, and return its index.
+    def add(self, statement: bytes, parameters: Sequence[bytes | None] = ()) -> None:
+        """Add one statement.
 
         Args:
             statement: With `$1` and so on for its parameters.
             parameters: In PostgreSQL's text form; None is NULL.
         """
         self._statements.append((statement, parameters))
-        return len(self._statements) - 1
 
     def execute(self, operation: str, parameters: Sequence[str | None] = ()) -> None:
         """Add one statement as the driver's cursors take it, with `%s` for each parameter."""
@@ -98,7 +97,7 @@ def text_array(values: Sequence[str]) -> bytes:
     return ("{" + ",".join(f'"{value}"' for value in quoted) + "}").encode()
 
 
-@cache
+@lru_cache(maxsize=64)
 def _numbered(operation: str) -> bytes:
     """Return the statement with `$1` and so on in place of each `%s`."""
     numbers = iter(range(1, len(operation)))
@@ -117,7 +116,7 @@ def _pipeline_mode(pgconn: PGconn) -> Iterator[None]:
     finally:
         pgconn.nonblocking = nonblocking
         # A broken connection is not worth leaving in good order: the pool throws it away.
-        if pgconn.status == psycopg.pq.ConnStatus.OK:
+        if pgconn.status == ConnStatus.OK:
             pgconn.exit_pipeline_mode()
 
 
@@ -150,8 +149,10 @@ def _collect(pgconn: PGconn, results: list[PGresult]) -> bool:
     """Take what has arrived; return whether that was all."""
     while not pgconn.is_busy():
         result = pgconn.get_result()
-        if result is None:
-            continue  # the end of one statement's results
+        if result is None:  # the end of one statement's results
+            if pgconn.status != ConnStatus.OK:
+                raise psycopg.OperationalError("the server ended the connection")
+            continue
         if result.status == ExecStatus.PIPELINE_SYNC:
             return True
         results.append(result)

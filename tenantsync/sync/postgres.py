@@ -117,6 +117,7 @@ class PostgresStore:
         keys = sorted({lock_key(work.placement) for work in works})
         pipeline.add(_LOCK, (f"{{{','.join(map(str, keys))}}}".encode(),))
         owners: list[int | None] = [None] * len(pipeline)
+        reads = []
         for index, work in enumerate(works):
             self._isolation.bind(cast("DBAPICursor", pipeline), work.placement)
             self._isolation.locate(cast("DBAPICursor", pipeline), work.placement)
@@ -124,18 +125,18 @@ class PostgresStore:
             subjects = text_array(list({event.sub for event in work.events if event.sub}))
             pipeline.add(_in_schema(_READ, work.placement), (ids, subjects))
             owners += [index] * (len(pipeline) - len(owners))
+            reads.append(len(pipeline) - 1)
         rows = _run(pipeline, owners)
         known = []
         transactions = set()
-        for index, work in enumerate(works):
-            last = len(owners) - owners[::-1].index(index) - 1
-            where, read = rows[last - 1], rows[last]
+        for index, (work, read) in enumerate(zip(works, reads, strict=True)):
+            where = rows[read - 1]
             answer = where and [None if value is None else value.decode() for value in where]
             try:
                 transactions.add(self._isolation.confirm(answer, work.placement))
             except TenantNotIsolated as error:
                 raise PlaceFailed(index) from error
-            known.append(_known(read or ()))
+            known.append(_known(rows[read] or ()))
         if len(transactions) != 1:
             raise TenantNotIsolated("the places were asked in different transactions")
         return known
