@@ -16,7 +16,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the four tables, empty."""
-    on_postgres = op.get_bind().dialect.name == "postgresql"
+    on_postgres = op.get_context().dialect.name == "postgresql"
     # Ids compare by bytes: SQLite does so unless told otherwise, PostgreSQL must be told.
     identifier = sa.Text(collation="C") if on_postgres else sa.Text()
     instant = postgresql.TIMESTAMP(timezone=True, precision=3) if on_postgres else sa.DateTime()

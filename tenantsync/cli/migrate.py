@@ -1,152 +1,366 @@
 """`tenantsync migrate`: brings tenants' tables to head, and shows where they stand."""
 
-import difflib
+import importlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from sqlalchemy import MetaData
 
 from tenantsync.app import TenantSync
 from tenantsync.cli.context import Context, config_option, pass_context
-from tenantsync.migrate import Report, Row, State, migration_places
+from tenantsync.cli.reporting import Screen
+from tenantsync.errors import ConfigError
+from tenantsync.migrate import (
+    Kind,
+    Move,
+    Pace,
+    Report,
+    State,
+    choose,
+    history,
+    migration_places,
+    plan,
+    revise,
+)
+from tenantsync.migrate import check as check_all
+from tenantsync.migrate import downgrade as downgrade_all
+from tenantsync.migrate import stamp as stamp_all
 from tenantsync.migrate import status as status_of
 from tenantsync.migrate import upgrade as upgrade_all
 from tenantsync.tenants import Tenant
 
 __all__ = ["migrate"]
 
-_WIDTH_OF_A_FILE = 1000  # a line in a log is not folded at some terminal's width
+_JOBS: Final = 4
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @click.group()
 def migrate() -> None:
-    """Make and change the tables in tenants' places."""
+    """Make and change the tables in tenants' places.
+
+    Exits with 0 if all is well, 1 if some tenant is not, 2 if it was asked wrongly.
+    """
 
 
-_tenant_option = click.option(
-    "--tenant", "keys", multiple=True, metavar="KEY", help="Only this tenant; may be repeated."
+class _Share(click.ParamType[int | float]):
+    """A number of tenants, or a share of them such as `10%`."""
+
+    name = "N|N%"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | float:
+        """Return an int for a number, a float for a share."""
+        told = str(value)
+        try:
+            share = float(told[:-1]) / 100 if told.endswith("%") else int(told)
+        except ValueError:
+            share = 0
+        if share <= 0 or (isinstance(share, float) and share > 1):
+            self.fail(f'"{told}" is no number of tenants: write 50, or 10%', param, ctx)
+        return share
+
+
+class _Chosen(TypedDict):
+    """The options that say which tenants."""
+
+    wanted: tuple[str, ...]
+    excluded: tuple[str, ...]
+    as_json: bool
+
+
+class _Run(_Chosen):
+    """The options of a run that changes something."""
+
+    jobs: int
+    lock_timeout: float
+    statement_timeout: float
+    wait: bool
+    fail_fast: bool
+    max_failures: int | None
+    canary: int
+    wave: int | float | None
+    dry_run: bool
+
+
+def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def add(command: _F) -> _F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_of_tenants = _options(
+    click.option("--tenant", "wanted", multiple=True, metavar="KEY",
+                 help="Only this tenant, or those that match a pattern such as 'eu_*'; may be "
+                 "repeated."),
+    click.option("--exclude", "excluded", multiple=True, metavar="KEY",
+                 help="Not this tenant, or not those that match a pattern; may be repeated."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs."),
+)  # fmt: skip
+_jobs = click.option(
+    "--jobs", type=click.IntRange(1), default=_JOBS, show_default=True, help="How many at once."
 )
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_of_runs = _options(
+    _of_tenants,
+    _jobs,
+    click.option("--dry-run", is_flag=True, help="Print what would be run, and run nothing."),
+    click.option("--canary", type=click.IntRange(0), default=0, metavar="N",
+                 help="N tenants go first; if one of them fails, the run ends."),
+    click.option("--wave", type=_Share(),
+                 help="Migrate in waves of so many; end after a wave in which more than "
+                 "--max-failures (without it, one) failed."),
+    click.option("--fail-fast", is_flag=True, help="End the run with the first failure."),
+    click.option("--max-failures", type=click.IntRange(0), metavar="N",
+                 help="End the run when more than N tenants failed."),
+    click.option("--lock-timeout", type=click.FloatRange(0.01), default=2.0, show_default=True,
+                 metavar="SECONDS", help="How long to wait for a lock, three times."),
+    click.option("--statement-timeout", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
+                 help="How long one statement may take; as long as it takes by default."),
+    click.option("--wait", is_flag=True,
+                 help="Wait for another run that is migrating a tenant, and do not skip it."),
+)  # fmt: skip
 
 
 @migrate.command()
-@_tenant_option
-@_json_option
+@_of_runs
+@click.option("--to", default="heads", show_default=True, metavar="REV", help="Stop there.")
 @config_option
 @pass_context
-def upgrade(context: Context, keys: tuple[str, ...], as_json: bool) -> None:
-    """Bring every tenant to the newest revision, one after the other.
+def upgrade(context: Context, to: str, **run: Unpack[_Run]) -> None:
+    """Bring every tenant to the newest revision.
 
     Missing schemas, SQLite files and tenants' own PostgreSQL databases are made. A tenant that
-    fails stays as it was, and the others go on. Exits with 1 if one failed.
+    fails stays as it was, and the others go on.
     """
-    sync = context.sync()
-    tenants = _chosen(sync, keys)
-    with _progress() as progress:
-        task = progress.add_task("migrating", total=len(tenants))
-        report = upgrade_all(
-            tenants,
-            isolation=sync.isolation,
-            place=migration_places(sync.settings),
-            locations=sync.settings.migrations.locations,
-            factory=sync.engine_factory,
-            on_progress=lambda row, done, _: progress.update(
-                task, completed=done, description=row.tenant
-            ),
-        )
-    _show(report, as_json=as_json)
+    _run(context, Move(Kind.UPGRADE, to), run, upgrade_all)
 
 
 @migrate.command()
-@_tenant_option
-@_json_option
+@_of_runs
+@click.option(
+    "--to", required=True, metavar="BRANCH@REV", help="Go back to there, or to BRANCH@base."
+)
+@click.option("--yes", is_flag=True, help="Tables may be dropped, with all that they hold.")
 @config_option
 @pass_context
-def status(context: Context, keys: tuple[str, ...], as_json: bool) -> None:
+def downgrade(context: Context, to: str, yes: bool, **run: Unpack[_Run]) -> None:
+    """Bring tenants back to an older revision."""
+
+    def work(tenants: list[Tenant], **options: Any) -> Report:  # noqa: ANN401 - handed on
+        return downgrade_all(tenants, drop_tables=yes, **options)
+
+    _run(context, Move(Kind.DOWNGRADE, to), run, work)
+
+
+@migrate.command()
+@_of_runs
+@click.option("--to", required=True, metavar="REV", help="The revision that they stand at.")
+@config_option
+@pass_context
+def stamp(context: Context, to: str, **run: Unpack[_Run]) -> None:
+    """Say that tenants stand at a revision, and touch none of their tables."""
+    _run(context, Move(Kind.STAMP, to), run, stamp_all)
+
+
+@migrate.command()
+@_of_tenants
+@_jobs
+@config_option
+@pass_context
+def status(context: Context, jobs: int, **chosen: Unpack[_Chosen]) -> None:
     """Show where every tenant stands. Makes and changes nothing.
 
     Exits with 1 unless all are at the newest revision.
     """
+    _ask(context, jobs, chosen, status_of)
+
+
+@migrate.command()
+@_of_tenants
+@_jobs
+@config_option
+@pass_context
+def check(context: Context, jobs: int, **chosen: Unpack[_Chosen]) -> None:
+    """Compare every tenant's tables with what the migrations make.
+
+    For that a scratch tenant is made and dropped again: a schema beside the others, or a temporary
+    SQLite file. Exits with 1 if a tenant is not at head, or its tables differ.
+    """
+    _ask(context, jobs, chosen, check_all)
+
+
+@migrate.command("history")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@config_option
+@pass_context
+def show_history(context: Context, as_json: bool) -> None:
+    """List all revisions, the newest first: tenantsync's, and the application's own."""
+    revisions = history(context.settings().migrations.locations)
+    if as_json:
+        click.echo(json.dumps([asdict(revision) for revision in revisions], indent=2))
+        return
+    width = max((len(revision.id) for revision in revisions), default=0)
+    for revision in revisions:
+        before = ", ".join((*revision.after, *revision.depends_on)) or "-"
+        head = " (head)" if revision.head else ""
+        branches = f"[{', '.join(revision.branches)}]" if revision.branches else "[-]"
+        click.echo(f"{revision.id:<{width}}  {branches}  after {before}  {revision.title}{head}")
+
+
+@migrate.command()
+@click.option("-m", "--message", required=True, help="What it does, in a few words.")
+@click.option("--autogenerate", is_flag=True,
+              help="Write down what makes a tenant at head into what --models say.")  # fmt: skip
+@click.option("--models", metavar="MODULE:NAME",
+              help="A declarative base or a MetaData of the application's.")  # fmt: skip
+@click.option("--branch", help="The branch that it continues, or begins.")
+@click.option("--location", type=click.Path(path_type=Path),
+              help="Which of [migrations] locations it goes to.")  # fmt: skip
+@config_option
+@pass_context
+def revision(
+    context: Context,
+    message: str,
+    autogenerate: bool,
+    models: str | None,
+    branch: str | None,
+    location: Path | None,
+) -> None:
+    """Make a revision file for the application's own tables."""
     sync = context.sync()
-    report = status_of(
-        _chosen(sync, keys),
+    locations = sync.settings.migrations.locations
+    if autogenerate and models is None:
+        raise click.UsageError("--autogenerate needs --models MODULE:NAME")
+    if location is None:
+        if len(locations) != 1:
+            count = "none" if not locations else "several"
+            raise click.UsageError(f"[migrations] locations names {count}: say which --location")
+        location = locations[0]
+    beside = None
+    if autogenerate:
+        tenants = _all(sync)
+        if not tenants:
+            raise click.UsageError("there is no tenant that says which kind of database it is for")
+        beside = migration_places(sync.settings)(tenants[0])
+    made = revise(
+        message,
+        location=location,
+        locations=locations,
+        branch=branch,
+        models=_imported(models) if autogenerate and models else None,
+        beside=beside,
         isolation=sync.isolation,
-        place=migration_places(sync.settings),
-        locations=sync.settings.migrations.locations,
         factory=sync.engine_factory,
     )
-    _show(report, as_json=as_json)
+    click.echo(f"made {made}")
 
 
-def _chosen(sync: TenantSync, keys: Sequence[str]) -> list[Tenant]:
-    known = {tenant.key: tenant for tenant in sync.tenants}
-    section = sync.settings.isolation
-    if not known and section.strategy == "single" and section.accept_any_tenant:
-        # Nobody is listed where anybody is welcome, and all live in one place.
-        known["any"] = Tenant("any", "any", sync.isolation.place("any"))
-    for key in keys:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else ""
-            raise click.UsageError(f'no tenant has the key "{key}"{hint}')
-    return [known[key] for key in dict.fromkeys(keys)] if keys else list(known.values())
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
+def _run(context: Context, move: Move, run: _Run, work: Callable[..., Report]) -> None:
+    sync = context.sync()
+    tenants = _chosen(sync, run)
+    if run["dry_run"]:
+        _show_plan(sync, tenants, move, run["jobs"])
+        return
+    screen = Screen(tenants, as_json=run["as_json"])
+    pace = Pace(
+        jobs=run["jobs"],
+        lock_timeout=run["lock_timeout"],
+        statement_timeout=run["statement_timeout"],
+        wait=float("inf") if run["wait"] else 0.0,
+        fail_fast=run["fail_fast"],
+        max_failures=run["max_failures"],
+        canary=run["canary"],
+        wave=run["wave"],
+        keep_rows=screen.keeps_rows,
     )
+    with screen.progress(move.kind) as note:
+        report = work(tenants, to=move.to, on_progress=note, **_places(sync), **pace)
+    retry = ["tenantsync", "-c", str(context.path), "migrate", str(move.kind)]
+    if move.to != "heads":
+        retry += ["--to", move.to]
+    screen.show(report, retry=retry)
 
 
-def _show(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        document = {
-            "ok": report.ok,
-            "heads": report.heads,
-            "tenants": [asdict(row) for row in report.rows],
-        }
-        click.echo(json.dumps(document, indent=2))
-    else:
-        _show_table(report)
-    if not report.ok:
+def _ask(context: Context, jobs: int, chosen: _Chosen, work: Callable[..., Report]) -> None:
+    sync = context.sync()
+    tenants = _chosen(sync, chosen)
+    screen = Screen(tenants, as_json=chosen["as_json"])
+    with screen.progress("looking") as note:
+        report = work(
+            tenants, on_progress=note, jobs=jobs, keep_rows=screen.keeps_rows, **_places(sync)
+        )
+    screen.show(report)
+
+
+def _show_plan(sync: TenantSync, tenants: list[Tenant], move: Move, jobs: int) -> None:
+    planned, report = plan(tenants, move=move, jobs=jobs, **_places(sync))
+    for each in planned:
+        recording = each.recording
+        count = "1 tenant" if each.tenants == 1 else f"{each.tenants} tenants"
+        start = ", ".join(recording.start) or "nothing"
+        click.echo(f"-- {count} from {start} on {recording.dialect}, such as {each.example}:")
+        if recording.reason is not None:
+            click.echo(f"-- run by Alembic at each tenant, because {recording.reason}")
+        elif not recording.statements:
+            click.echo("-- nothing to do")
+        for statement in recording.statements:
+            click.echo(f"{statement};")
+        click.echo()
+    unfit = [row for row in report.rows if row.state not in _CLEAR]
+    for row in unfit:
+        click.echo(f"-- {row.tenant}: {row.state.upper()}: {row.error}")
+    if unfit:
         raise click.exceptions.Exit(1)
 
 
-def _show_table(report: Report) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_WIDTH_OF_A_FILE)
-    table = Table.grid(padding=(0, 2))
-    for row in report.rows:
-        style = "green" if row.ok else "red"
-        state = row.state if row.ok else row.state.upper()
-        table.add_row(
-            escape(row.tenant),
-            f"[{style}]{state}[/{style}]",
-            escape(_revisions(row)),
-            f"{row.seconds:.2f}s",
-            escape(row.error or ""),
-        )
-    if report.rows:
-        console.print(table)
-    counts = [(state, sum(row.state == state for row in report.rows)) for state in State]
-    told = ", ".join(f"{count} {state}" for state, count in counts if count)
-    total = len(report.rows)
-    console.print(f"{total} {'tenant' if total == 1 else 'tenants'}{': ' if told else ''}{told}")
+_CLEAR: Final = (State.OK, State.BEHIND, State.MISSING, State.UNVERSIONED)
 
 
-def _revisions(row: Row) -> str:
-    if row.before == row.after:
-        return row.after or "-"
-    return f"{row.before or '-'} -> {row.after or '-'}"
+def _places(sync: TenantSync) -> dict[str, Any]:
+    return {
+        "isolation": sync.isolation,
+        "place": migration_places(sync.settings),
+        "locations": sync.settings.migrations.locations,
+        "factory": sync.engine_factory,
+    }
+
+
+def _all(sync: TenantSync) -> list[Tenant]:
+    section = sync.settings.isolation
+    tenants = list(sync.tenants)
+    if not tenants and section.strategy == "single" and section.accept_any_tenant:
+        # Nobody is listed where anybody is welcome, and all live in one place.
+        tenants = [Tenant("any", "any", sync.isolation.place("any"))]
+    return tenants
+
+
+def _chosen(sync: TenantSync, chosen: _Chosen | _Run) -> list[Tenant]:
+    try:
+        return choose(_all(sync), chosen["wanted"], chosen["excluded"])
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _imported(target: str) -> MetaData:
+    module, _, name = target.partition(":")
+    # As the servers do: the application lies where the command is called.
+    sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise click.UsageError(f"--models: {target!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove("")
+    metadata = getattr(found, "metadata", found)
+    if not isinstance(metadata, MetaData):
+        raise click.UsageError(f"--models: {target!r} is neither a declarative base nor MetaData")
+    return metadata

@@ -14,7 +14,7 @@ from tenantsync.config.values import fill
 from tenantsync.errors import ConfigError
 from tenantsync.tenants import check_schema, read_url
 
-__all__ = ["check"]
+__all__ = ["check", "identity", "located"]
 
 _T = TypeVar("_T")
 _MAX_NAME_BYTES: Final = 63
@@ -161,7 +161,7 @@ def _check_places(isolation: IsolationSettings, tenants: Mapping[str, TenantSett
         if template := tenant.role or isolation.role:
             role = _made(f"{place} role", template, key, check_schema)
         _check_place(place, url, schema, role)
-        other = seen.setdefault(_identity(url, schema), key)
+        other = seen.setdefault(identity(url, schema), key)
         if other != key:
             raise ConfigError(
                 f"{place}: lives in the same place as [tenants.{other}]; give one of them another "
@@ -190,15 +190,21 @@ def _check_place(place: str, url: URL, schema: str | None, role: str | None) -> 
         raise ConfigError(f"{place} url: SQLite has no roles; a PostgreSQL database is needed")
 
 
-def _identity(url: URL, schema: str | None) -> Hashable:
+def identity(url: URL, schema: str | None) -> Hashable:
     """Return what two URLs of one place have in common, as far as that can be told from here."""
     if url.get_backend_name() == "sqlite":
-        path = os.path.realpath(url.database or "")
         try:
-            file = os.stat(path)
+            file = os.stat(os.path.realpath(url.database or ""))
         except OSError:
-            return os.path.normcase(path)
+            return located(url, schema)
         return file.st_dev, file.st_ino  # hard links, and file systems that ignore case
+    return located(url, schema)
+
+
+def located(url: URL, schema: str | None) -> tuple[str, ...]:
+    """Return where a place is in words that stay the same once it is made; no login, no secret."""
+    if url.get_backend_name() == "sqlite":
+        return "sqlite", os.path.normcase(os.path.realpath(url.database or ""))
 
     def option(name: str, value: object) -> str:
         # psycopg gets what stands behind "?" last, so that it wins.
@@ -207,6 +213,7 @@ def _identity(url: URL, schema: str | None) -> Hashable:
 
     host = option("hostaddr", option("host", url.host)).lower().rstrip(".")
     return (
+        "postgresql",
         "" if host in _LOCAL else host,
         option("port", url.port) or "5432",
         option("dbname", url.database) or option("user", url.username),

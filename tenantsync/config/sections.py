@@ -194,7 +194,6 @@ class ControlSettings(Section, frozen=True, kw_only=True):
             database_url,
             secret=True,
             url=True,
-            later=True,
             default="sqlite:///tenantsync.db",
         ),
     ]

@@ -1,7 +1,11 @@
 """What became of the tenants of one run, and the words for what went wrong."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
+from typing import Final
 
 from alembic.util import CommandError
 from sqlalchemy.exc import StatementError
@@ -18,8 +22,20 @@ class State(StrEnum):
     """At head; nothing was to be done."""
     UPGRADED = "upgraded"
     """At head now."""
+    DOWNGRADED = "downgraded"
+    """At the older revision that was asked for now."""
+    STAMPED = "stamped"
+    """Said to be at the revision that was asked for; no table was touched."""
+    SKIPPED = "skipped"
+    """Another run is migrating it."""
     BEHIND = "behind"
     """At an older revision."""
+    AHEAD = "ahead"
+    """At a revision that these migrations do not know."""
+    LOCKED = "locked"
+    """Being migrated by another run, or kept from it by somebody's lock."""
+    DRIFTED = "drifted"
+    """At head, but its tables are not what the migrations make."""
     UNVERSIONED = "unversioned"
     """The place is there, and was never migrated."""
     MISSING = "missing"
@@ -28,6 +44,9 @@ class State(StrEnum):
     """The database did not answer, or refused the login."""
     FAILED = "failed"
     """Something else is wrong, and nothing was changed."""
+
+
+_WELL: Final = frozenset((State.OK, State.UPGRADED, State.DOWNGRADED, State.STAMPED, State.SKIPPED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +71,48 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the place is at head."""
-        return self.state in (State.OK, State.UPGRADED)
+        """Whether nothing is left to do: it is where it should be, or another run sees to it."""
+        return self.state in _WELL
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of all tenants, in the order in which they were given.
+    """What became of all tenants of one run.
 
     Args:
         heads: The newest revisions, which every tenant should stand at.
-        rows: One row for each tenant.
+        rows: One row for each tenant, in the order in which they were given; where the caller
+            wanted failures only, those.
+        counts: How many tenants there are in each state.
+        left: How many tenants were not begun, because the run was stopped before.
+        stopped: Why it was stopped, in a sentence; None if it was not.
     """
 
     heads: tuple[str, ...]
     rows: tuple[Row, ...]
+    counts: dict[State, int] = field(default_factory=dict)
+    left: int = 0
+    stopped: str | None = None
+
+    @classmethod
+    def of(cls, heads: tuple[str, ...], rows: Iterable[Row]) -> "Report":
+        """Return the report of a run that kept all its rows."""
+        kept = tuple(rows)
+        return cls(heads, kept, dict(Counter(row.state for row in kept)))
 
     @property
     def ok(self) -> bool:
-        """Whether every tenant is at head."""
-        return all(row.ok for row in self.rows)
+        """Whether every tenant is where it should be, or another run sees to it."""
+        return not self.left and all(row.ok for row in self.rows)
 
     def check(self) -> None:
         """Do nothing if every tenant is at head.
 
         Raises:
-            MigrationFailed: For the first one that is not.
+            MigrationFailed: For the first one that is not, or that another run is migrating.
         """
         for row in self.rows:
-            if not row.ok:
+            if not row.ok or row.state is State.SKIPPED:
                 raise MigrationFailed(row.tenant, row.after, row.error or f"it is {row.state}")
 
 
@@ -91,13 +123,21 @@ class Stopped(Exception):
         state: How it stands.
         reason: What is wrong and what to do, in a sentence.
         at: The revisions that it stands at.
+        everywhere: Whether it would go wrong for every tenant, so that the run has to end.
     """
 
-    def __init__(self, state: State, reason: str, at: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, state: State, reason: str, at: tuple[str, ...] = (), *, everywhere: bool = False
+    ) -> None:
         super().__init__(reason)
         self.state = state
         self.reason = reason
         self.at = at
+        self.everywhere = everywhere
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Say how it gets from one process to another, keywords and all."""
+        return partial(Stopped, everywhere=self.everywhere), (self.state, self.reason, self.at)
 
 
 def sentence_about(error: Exception) -> str:

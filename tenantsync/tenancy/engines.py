@@ -1,18 +1,26 @@
 """How an engine for a tenant's database is made, and what every connection of it is told."""
 
+import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from tenantsync.errors import TenantUnavailable
 
-__all__ = ["EngineFactory", "make_engine"]
+__all__ = ["READ_ONLY", "EngineFactory", "make_engine"]
+
+READ_ONLY: Final = "tenantsync_read_only"
+"""Execution option of a connection whose transactions take no write lock of SQLite."""
 
 _NAME: Final = "tenantsync"
+_FILE: Final = "tenantsync_file"
 
 
 class EngineFactory(Protocol):
@@ -76,13 +84,34 @@ def make_engine(
         **bounds,
     )
 
+    # A file that was dropped and made anew has another identity. What a connection to the former
+    # one commits would be nowhere.
+    @event.listens_for(engine, "connect")
+    def remember(_driver: object, record: ConnectionPoolEntry) -> None:
+        record.info[_FILE] = _identity(url.database)
+
+    @event.listens_for(engine, "checkout")
+    def compare(_driver: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if record.info.get(_FILE) != _identity(url.database):
+            raise DisconnectionError("the SQLite file is another one now")
+
     # The driver's own transactions begin with the first write, which is too late: two readers
-    # that both decided to write would deadlock. Ours begin with the lock.
+    # that both decided to write would deadlock. Ours begin with the lock, but for who says that it
+    # only reads: in WAL mode such a one waits for nobody.
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN DEFERRED" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    try:
+        file = os.stat(path or "")
+    except OSError:
+        return None
+    return file.st_dev, file.st_ino
 
 
 def _open_file(path: str | None, timeout: float, *, create: bool) -> sqlite3.Connection:
@@ -103,6 +132,23 @@ def _open_file(path: str | None, timeout: float, *, create: bool) -> sqlite3.Con
             check_same_thread=False,
             isolation_level=None,
         )
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _use_log(connection, timeout)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
     return connection
+
+
+def _use_log(connection: sqlite3.Connection, timeout: float) -> None:
+    # Of several that turn the log of a fresh file on, SQLite refuses all but one at once, without
+    # heeding the timeout.
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                connection.close()
+                raise
+            time.sleep(0.01)
+        else:
+            return

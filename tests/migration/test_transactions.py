@@ -247,19 +247,27 @@ def test_a_revision_that_leaves_the_schema_is_rolled_back(migrated_place, locati
     row = run(migrated_place, location)
 
     assert row.state == State.FAILED
-    assert "the transaction is in schema 'public'" in row.error
+    assert "search_path" in row.error or "the transaction is in schema 'public'" in row.error
     assert ask(migrated_place, lambda c: inspect(c).get_table_names(schema="public")) == []
 
 
 @pytest.mark.parametrize("migrated_place", ["postgresql"], indirect=True)
-def test_a_revision_that_commits_is_found_out(migrated_place, location):
-    """A COMMIT within a revision ends the place and the lock; it is reported."""
-    write_revision(location, "commits", 'op.execute("COMMIT")')
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("COMMIT", "a revision says COMMIT"),
+        ("/* now */ rollback -- all", "a revision says ROLLBACK"),
+        ("SELECT 1; COMMIT; BEGIN", "a revision ended the transaction"),
+    ],
+)
+def test_a_revision_that_commits_is_found_out(migrated_place, location, statement, reason):
+    """A COMMIT within a revision ends the place and the lock; it is refused, or reported."""
+    write_revision(location, "commits", f'op.execute("{statement}")')
 
     row = run(migrated_place, location)
 
     assert row.state == State.FAILED
-    assert "a revision ended the transaction" in row.error
+    assert reason in row.error
 
 
 @pytest.mark.parametrize("migrated_place", ["postgresql"], indirect=True)
@@ -283,7 +291,7 @@ def test_upgrades_of_one_place_wait_for_each_other(fresh_place):
     for thread in threads:
         thread.join()
 
-    assert sorted(row.state for row in rows) == [State.OK] * 5 + [State.UPGRADED]
+    assert sorted(row.state for row in rows) == [State.OK] * 5 + [State.UPGRADED], rows
 
 
 def test_another_migration_is_waited_for_so_long(postgres):
@@ -294,9 +302,9 @@ def test_another_migration_is_waited_for_so_long(postgres):
             "SELECT pg_advisory_xact_lock(hashtextextended('tenantsync migrate tenant_acme', 0))"
         )
 
-        row = run(place, lock_timeout=0.05)
+        row = run(place, wait=0.05)
 
-    assert row.state == State.FAILED
+    assert row.state == State.LOCKED
     assert "another migration of it has run for more than 0.05 seconds" in row.error
 
 
@@ -311,5 +319,7 @@ def test_a_locked_table_is_not_waited_for_forever(migrated_place, location):
         row = run(migrated_place, location, lock_timeout=0.05)
     engine.dispose()
 
-    assert row.state == State.FAILED
+    assert row.state == State.LOCKED
+    assert row.after == OURS
+    assert ("process " in row.error) is migrated_place.is_postgres
     assert run(migrated_place, location).state == State.UPGRADED

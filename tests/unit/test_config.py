@@ -250,7 +250,6 @@ def test_keys_that_nothing_reads_yet_are_named(config):
         "authvital.audience",
         "authvital.client_id",
         "authvital.client_secret",
-        "control.url",
         "worker.inline",
         "worker.signals",
         "worker.interval",
