@@ -14,6 +14,9 @@ from starlette.routing import Route
 from tenantsync.authvital.keys import KeyRing
 from tenantsync.authvital.signatures import Verifier
 from tenantsync.config import Settings, load
+from tenantsync.control.catalog import Catalog
+from tenantsync.control.database import ControlDatabase
+from tenantsync.control.directory import Directory
 from tenantsync.errors import ConfigError, KeysUnavailable
 from tenantsync.events import Event
 from tenantsync.observe import LoggingObserver, Observer, Outcome, OutcomeCounter
@@ -30,7 +33,6 @@ from tenantsync.tenancy.registry import EngineRegistry
 from tenantsync.tenancy.resolver import (
     AnyTenant,
     AsyncTenantSource,
-    ListedTenants,
     TenantListing,
     TenantResolver,
     TenantSource,
@@ -105,18 +107,46 @@ class TenantSync:
         """How places are made, bound and proven."""
         return self._isolation or _isolation_from(self.settings)
 
-    @cached_property
+    @property
     def tenants(self) -> tuple[Tenant, ...]:
-        """All tenants: those of the source if it can list them, else those of the file."""
+        """All tenants in service, looked up anew: those of the file and of the control database.
+
+        With a source of its own that can list them: the source's.
+
+        Raises:
+            TenantUnavailable: The control database does not answer.
+        """
         if isinstance(self._source, TenantListing):
             return tuple(self._source.list())
-        return tuple(
-            Tenant(
-                tenant.id,
-                key,
-                self.isolation.place(key, url=tenant.url, schema=tenant.schema, role=tenant.role),
-            )
-            for key, tenant in self.settings.tenants.items()
+        return tuple(self.directory.list())
+
+    @cached_property
+    def control(self) -> ControlDatabase:
+        """Where tenants added at run time and suspensions are kept; opened when it is used."""
+        isolation = self.settings.isolation
+        return ControlDatabase(
+            self.settings.control.url,
+            connect_timeout=isolation.connect_timeout,
+            statement_timeout=isolation.statement_timeout,
+        )
+
+    @cached_property
+    def directory(self) -> Directory:
+        """The one list of the file's tenants and of those that were added at run time."""
+        return Directory(
+            [
+                Tenant(
+                    tenant.id,
+                    key,
+                    self.isolation.place(
+                        key, url=tenant.url, schema=tenant.schema, role=tenant.role
+                    ),
+                )
+                for key, tenant in self.settings.tenants.items()
+            ],
+            Catalog(self.control),
+            self.isolation,
+            shared=self.settings.isolation.strategy == "single",
         )
 
     @cached_property
@@ -210,7 +240,7 @@ class TenantSync:
     def close(self) -> None:
         """Finish what is being written, and close all connections."""
         # Only what was ever made: looking at a cached property would make it.
-        for name in ("webhook", "handler", "registry"):
+        for name in ("webhook", "handler", "registry", "control"):
             made = self.__dict__.get(name)
             if made is not None:
                 made.close()
@@ -230,7 +260,7 @@ class TenantSync:
         isolation = self.settings.isolation
         if isolation.strategy == "single" and isolation.accept_any_tenant:
             return AnyTenant(self.isolation.place("any"))
-        return ListedTenants(self.tenants)
+        return self.directory
 
 
 def _isolation_from(settings: Settings) -> Isolation:

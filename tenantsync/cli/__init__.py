@@ -11,6 +11,7 @@ from tenantsync.cli.emulate import emulate, send
 from tenantsync.cli.init import init
 from tenantsync.cli.migrate import migrate
 from tenantsync.cli.serve import serve
+from tenantsync.cli.tenants import tenants
 from tenantsync.errors import TenantSyncError
 
 __all__ = ["commands", "main"]
@@ -23,7 +24,7 @@ def commands() -> None:
     """Mirror AuthVital's identities into each tenant's own database or schema."""
 
 
-for _command in (init, demo, serve, migrate, emulate, send):
+for _command in (init, demo, serve, tenants, migrate, emulate, send):
     commands.add_command(_command)
 
 
