@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from os import PathLike
-from types import TracebackType
 from typing import Final, Self, TypedDict, TypeVar, Unpack
 
 from starlette.routing import Route
@@ -248,12 +247,7 @@ class TenantSync:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _listed(self) -> TenantSource:

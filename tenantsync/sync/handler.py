@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from sqlalchemy import Engine
@@ -85,12 +84,7 @@ class IdentitySyncHandler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def on(self, pattern: str) -> Callable[[_HookT], _HookT]:
