@@ -15,6 +15,7 @@ from tenantsync.migrate.report import State, Stopped, sentence_about
 from tenantsync.migrate.schemas import is_contention
 from tenantsync.tenancy.engines import EngineFactory
 from tenantsync.tenancy.isolation import schema_of
+from tenantsync.tenancy.pooler import Pooling, find_pooling
 from tenantsync.tenants import Placement
 
 __all__ = ["Connections"]
@@ -32,24 +33,33 @@ class Connections:
     def __init__(self, factory: EngineFactory) -> None:
         self._factory = factory
         self._open: tuple[Placement, Engine, Connection] | None = None
+        self._direct = False  # whether the open one was found to be so
 
     @contextmanager
-    def use(self, placement: Placement, *, make: bool) -> Iterator[Connection]:
+    def use(
+        self, placement: Placement, *, make: bool, direct: bool = False
+    ) -> Iterator[Connection]:
         """Give a connection to the placement's database, in no transaction.
 
         Args:
             placement: The place.
             make: Whether a missing SQLite file, or a tenant's own database, is made.
+            direct: Whether a pooler that shares sessions is refused.
 
         Raises:
             Stopped: It cannot be had.
         """
         if placement.engine is not None:
             with self._connected(placement, placement.engine, make=make) as connection:
+                if direct:
+                    _refuse_sharing(placement, placement.engine, connection)
                 yield connection
             return
         connection = self._kept(placement, make=make)
         try:
+            if direct and not self._direct and self._open is not None:
+                _refuse_sharing(placement, self._open[1], connection)
+                self._direct = True
             yield connection
         except BaseException:
             if not _is_idle(connection):  # it may be broken, or in the middle of something
@@ -90,6 +100,7 @@ class Connections:
         if self._open is not None:
             _, engine, connection = self._open
             self._open = None
+            self._direct = False
             with suppress(Exception):  # a broken connection cannot even be given back
                 connection.close()
             engine.dispose()
@@ -127,6 +138,16 @@ class Connections:
             if not made_database(placement, self._factory, make=make):
                 raise Stopped(State.UNREACHABLE, sentence_about(error)) from error
         return engine.connect()
+
+
+def _refuse_sharing(placement: Placement, engine: Engine, connection: Connection) -> None:
+    # Where every transaction may be in another session, so may a lock that outlives one.
+    if placement.is_postgres and find_pooling(connection, engine.connect) is Pooling.TRANSACTION:
+        raise Stopped(
+            State.FAILED,
+            "its URL leads to a pooler that shares sessions between transactions, and migrating "
+            "needs a direct connection: set [isolation] migration_url",
+        )
 
 
 def _is_idle(connection: Connection) -> bool:

@@ -117,7 +117,7 @@ class Mover:
             return None
         with (
             _standing_at(known),
-            self._connections.use(placement, make=self._makes) as connection,
+            self._connections.use(placement, make=self._makes, direct=True) as connection,
         ):
             done = replay_quickly(
                 connection,
@@ -130,7 +130,7 @@ class Mover:
         return recording if done else None
 
     def _move_schema(self, placement: Placement, *, alembic: bool) -> Found:
-        with self._connections.use(placement, make=self._makes) as connection:
+        with self._connections.use(placement, make=self._makes, direct=True) as connection:
             with connection.begin():
                 entered = self._visitor.enter(connection, placement, make=self._makes)
                 with _standing_at(entered.versions):
@@ -169,7 +169,10 @@ class Mover:
         The lock and the place belong to the session, which nobody else gets afterwards.
         """
         schema = schema_of(placement)
-        with self._connections.use(placement, make=self._makes) as shared, shared.begin():
+        with (
+            self._connections.use(placement, make=self._makes, direct=True) as shared,
+            shared.begin(),
+        ):
             if not has_schema(shared, placement):
                 self._isolation.create(shared, placement)
                 let_in(shared, placement)

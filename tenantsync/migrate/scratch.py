@@ -2,13 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.ddl import DropSchema
 
 from tenantsync.migrate.connections import Connections
@@ -31,6 +32,8 @@ def scratch(
 ) -> Iterator[Placement]:
     """Give a place of the same kind and, on PostgreSQL, in the same database, at head.
 
+    What a run that was killed left of its own there is dropped too.
+
     Args:
         beside: A place of a tenant; it is not touched.
         isolation: How places are made, bound and proven.
@@ -48,16 +51,50 @@ def scratch(
             yield place
         return
     place = replace(beside, schema=f"{_PREFIX}{uuid4().hex}", role=None)
+    connections, guarding = Connections(factory), Connections(factory)
     try:
-        _migrate(place, isolation, scripts, factory)
-        yield place
+        with guarding.use(place, make=False) as guard, guard.begin():
+            _take(guard, schema_of(place))
+            # It is idle in its transaction for as long as the schema is used.
+            guard.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            with connections.use(place, make=False) as connection:
+                _drop_stale(connection)
+            try:
+                _migrate(place, isolation, scripts, factory)
+                yield place
+            finally:
+                with connections.use(place, make=False) as connection, connection.begin():
+                    connection.execute(DropSchema(schema_of(place), cascade=True, if_exists=True))
     finally:
-        connections = Connections(factory)
-        try:
-            with connections.use(place, make=False) as connection, connection.begin():
-                connection.execute(DropSchema(schema_of(place), cascade=True, if_exists=True))
-        finally:
-            connections.close()
+        connections.close()
+        guarding.close()
+
+
+def _drop_stale(connection: Connection) -> None:
+    """Drop the schemas of runs that were killed: nobody holds their locks any more."""
+    with connection.begin():
+        schemas = connection.scalars(
+            text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix)"),
+            {"prefix": _PREFIX},
+        ).all()
+    for schema in schemas:
+        # One that belongs to another login, or that somebody looks at, is left to a later run.
+        with suppress(DBAPIError), connection.begin():
+            if _take(connection, schema):
+                connection.execute(DropSchema(schema, cascade=True, if_exists=True))
+
+
+def _take(connection: Connection, schema: str) -> bool:
+    """Return whether the lock that says that a scratch schema is used was free, and hold it.
+
+    It ends with the transaction, and so with the process that began it, however that ends.
+    """
+    return bool(
+        connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"tenantsync scratch {schema}"},
+        )
+    )
 
 
 def _migrate(

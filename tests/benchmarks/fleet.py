@@ -7,7 +7,8 @@ It asserts nothing. A number is only worth something beside another one from the
 """
 
 import argparse
-import resource
+import math
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -15,8 +16,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,7 +30,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine
 
+from tenantsync import TenantSync
 from tenantsync.migrate import Move, State, status, upgrade
+from tenantsync.migrate.provision import Provisioner
 from tenantsync.migrate.recording import Recorder
 from tenantsync.migrate.scripts import Scripts
 from tenantsync.tenancy.isolation import SchemaIsolation
@@ -68,6 +74,7 @@ depends_on = None
 def upgrade():
     op.add_column("av_identities", sa.Column({name!r}, sa.Text()))
 """
+_FLEETS = (500, 2000)  # how many schemas a runner's memory is measured with
 _TEN = 9  # revisions after ours, for the way from nothing to head
 
 
@@ -261,13 +268,37 @@ def _measure(bench: Bench, given: argparse.Namespace) -> None:
          "(target 1.0)")  # fmt: skip
     upgrade(tenants, jobs=jobs, **options).check()
 
-    with _watched(bench.server) as locks:
-        looked = _timed(lambda: status(tenants, **options).check())
-    _say(f"status of {count:6}              {looked:7.2f} s   at most {max(locks)} locks at once")
+    _look(bench, tenants, options)
     if given.status:
         _status_of_many(bench, given.status)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    _say(f"peak memory of this process  {peak:.0f} MiB")
+    _say(f"provisioning of one schema   p95 {_provisioning(bench):5.0f} ms   (target 150 ms)")
+    few, many = (_memory(bench, schemas, jobs) for schemas in _FLEETS)
+    _say(f"peak memory of a runner      {few:7.1f} MiB for {_FLEETS[0]} schemas   {many:.1f} MiB"
+         f" for {_FLEETS[1]}   (target: the same)")  # fmt: skip
+
+
+def _memory(bench: Bench, count: int, jobs: int) -> float:
+    """Return the peak in MiB of a process that makes so many tenants, and looks at them again."""
+    bench.count = count
+    tenants, _ = bench.fleet(f"memory_{count}")
+    url = tenants[0].placement.url.render_as_string(hide_password=False)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_of, url, count, jobs).result()
+
+
+def _peak_of(url: str, count: int, jobs: int) -> float:
+    isolation = SchemaIsolation(url)
+    keys = [f"t{number:05d}" for number in range(count)]
+    tenants = [Tenant(f"id-{key}", key, isolation.place(key)) for key in keys]
+    for work in (upgrade, upgrade, status):
+        work(tenants, isolation=isolation, jobs=jobs, keep_rows=False).check()
+    # Not `ru_maxrss`: a child inherits that of the process that started it.
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    return int(line.split()[1]) / 1024
 
 
 def _status_of_many(bench: Bench, count: int) -> None:
@@ -290,12 +321,42 @@ def _status_of_many(bench: Bench, count: int) -> None:
                 ]
             connection.execute(";".join([*statements, "COMMIT"]).encode())
         connection.execute("ANALYZE pg_class")
+    _look(bench, tenants, {"isolation": isolation, "keep_rows": False})
+
+
+def _look(bench: Bench, tenants: list[Tenant], options: dict[str, Any]) -> None:
+    """Time a look at all tenants, then count the locks of another one: counting slows it down."""
+
+    def look() -> None:
+        report = status(tenants, **options)
+        assert report.counts == {State.OK: len(tenants)}, report.counts
+
+    elapsed = _timed(look)
     with _watched(bench.server) as locks:
-        started = time.perf_counter()
-        report = status(tenants, isolation=isolation, keep_rows=False)
-        elapsed = time.perf_counter() - started
-    assert report.counts == {State.OK: count}, report.counts
-    _say(f"status of {count:6}              {elapsed:7.2f} s   at most {max(locks)} locks at once")
+        look()
+    _say(f"status of {len(tenants):6}              {elapsed:7.2f} s   at most {max(locks)} locks "
+         "at once")  # fmt: skip
+
+
+def _provisioning(bench: Bench, count: int = 60) -> float:
+    """Return the 95th percentile, in milliseconds, of adding one tenant with a schema."""
+    bench.count = 0
+    bench.fleet("added")
+    config = bench.folder / "added.toml"
+    config.write_text(
+        '[authvital]\nhost = "http://127.0.0.1:9"\napplication_id = "app"\n'
+        f'[isolation]\nstrategy = "schema"\nurl = "{bench.server.url("added")}"\n'
+    )
+    with TenantSync.from_toml(config) as sync:
+        provisioner = Provisioner.of(sync.settings, sync.directory, sync.isolation)
+        provisioner.add(
+            "first", "id-first"
+        )  # writes the script down, and makes the control database
+        took = sorted(
+            _timed(partial(provisioner.add, f"t{number}", f"id-{number}"))
+            for number in range(count)
+        )
+    return took[math.ceil(0.95 * count) - 1] * 1000
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def test_a_constraint_of_the_application_refuses_one_event_only(migrated_place):
 
     refused = results.pop(2)
     assert isinstance(refused, TenantUnavailable)
-    assert "bad" not in str(refused)
+    # Neither the address nor what the database said of it; a database name may hold "bad".
+    assert "@example" not in str(refused)
     assert results == [Outcome.APPLIED] * 4
     assert people(migrated_place) == ["a", "b", "c", "d"]
     assert ledger(migrated_place) == ["e-a", "e-b", "e-c", "e-d"]

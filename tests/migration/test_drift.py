@@ -1,5 +1,8 @@
 """Tables that are not what the migrations make, and how that is told."""
 
+import subprocess
+import sys
+
 import pytest
 from fleets import SchemaFleet, files, inside, write_revision
 from sqlalchemy import text
@@ -100,3 +103,54 @@ def test_files_are_compared(tmp_path):
         "it has an extra column av_identities.extra; lacks index"
         " av_identities.ix_av_identities_email"
     )
+
+
+PROGRAM = """
+import sys
+from tenantsync.migrate.scratch import scratch
+from tenantsync.migrate.scripts import Scripts
+from tenantsync.tenancy.engines import make_engine
+from tenantsync.tenancy.isolation import SchemaIsolation
+
+isolation = SchemaIsolation(sys.argv[1])
+with scratch(isolation.place("t000"), isolation, Scripts([]), make_engine) as place:
+    print(place.schema, flush=True)
+    sys.stdin.read()
+"""
+
+
+def scratches(connection):
+    rows = connection.execute(
+        "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'tenantsync_scratch%'"
+    )
+    return {name for (name,) in rows}
+
+
+def test_what_a_killed_run_left_is_dropped_by_the_next(fleet):
+    """The scratch tenant of a run that is gone is dropped; one that is in use is left alone."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, fleet.url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    with fleet.connect() as connection, runs[0] as killed, runs[1] as alive:
+        stale, used = killed.stdout.readline().strip(), alive.stdout.readline().strip()
+        killed.kill()
+        killed.wait()
+        lock = "SELECT pg_advisory_lock(hashtextextended(%s, 0))"
+        connection.execute(lock, (f"tenantsync scratch {stale}",))  # its server process is gone too
+        connection.execute("SELECT pg_advisory_unlock_all()")
+        left = scratches(connection)
+
+        report = check(fleet.tenants, isolation=fleet.isolation)
+
+        beside = scratches(connection)
+        alive.communicate("")
+        assert report.ok
+        assert left == {stale, used}
+        assert beside == {used}
+        assert scratches(connection) == set()
