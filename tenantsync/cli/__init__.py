@@ -12,6 +12,7 @@ from tenantsync.cli.init import init
 from tenantsync.cli.migrate import migrate
 from tenantsync.cli.serve import serve
 from tenantsync.cli.tenants import tenants
+from tenantsync.cli.verify import verify
 from tenantsync.errors import TenantSyncError
 
 __all__ = ["commands", "main"]
@@ -24,7 +25,7 @@ def commands() -> None:
     """Mirror AuthVital's identities into each tenant's own database or schema."""
 
 
-for _command in (init, demo, serve, tenants, migrate, emulate, send):
+for _command in (init, demo, serve, tenants, migrate, verify, emulate, send):
     commands.add_command(_command)
 
 

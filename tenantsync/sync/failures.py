@@ -11,7 +11,13 @@ import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tenantsync.errors import TenantNotMigrated, TenantSyncError, TenantUnavailable, Unavailable
+from tenantsync.errors import (
+    HookFailed,
+    TenantNotMigrated,
+    TenantSyncError,
+    TenantUnavailable,
+    Unavailable,
+)
 from tenantsync.tenants import Placement
 
 __all__ = ["blames_event", "is_lost", "is_transient", "is_waiting", "translate"]
@@ -23,6 +29,7 @@ _NOT_MIGRATED: Final = (
     psycopg.errors.UndefinedColumn,
     psycopg.errors.InvalidSchemaName,
 )
+_NOT_MIGRATED_FILE: Final = ("no such", "has no column named")  # SQLite has no codes for these
 _EVENTS_OWN: Final = (
     psycopg.IntegrityError,
     psycopg.DataError,
@@ -33,7 +40,13 @@ _EVENTS_OWN: Final = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may succeed at once: the server chose it as a victim."""
+    """Whether the same transaction may succeed at once.
+
+    The server chose it as a victim; or a hook's statement was prepared, on an engine of the
+    application's own, before the table was migrated. Rolling back makes psycopg forget those.
+    """
+    if isinstance(error, HookFailed):
+        return error.__cause__ is not None and _is_outdated(_driver_error(error.__cause__))
     return isinstance(_driver_error(error), _TRANSIENT)
 
 
@@ -64,7 +77,8 @@ def translate(error: BaseException, placement: Placement) -> TenantSyncError:
         return error
     cause = _driver_error(error)
     if isinstance(cause, _NOT_MIGRATED) or (
-        isinstance(cause, sqlite3.OperationalError) and "no such" in str(cause)
+        isinstance(cause, sqlite3.OperationalError)
+        and any(words in str(cause) for words in _NOT_MIGRATED_FILE)
     ):
         found: Unavailable = TenantNotMigrated(
             f"tables are missing or too old in {placement}: run `tenantsync migrate upgrade`"
@@ -77,6 +91,14 @@ def translate(error: BaseException, placement: Placement) -> TenantSyncError:
         found = TenantUnavailable(f"{placement} did not take the event ({told})")
     found.__cause__ = error
     return found
+
+
+def _is_outdated(error: BaseException) -> bool:
+    """Whether it says `cached plan must not change result type`, in whatever language."""
+    return (
+        isinstance(error, psycopg.errors.FeatureNotSupported)
+        and error.diag.source_function == "RevalidateCachedQuery"
+    )
 
 
 def _driver_error(error: BaseException) -> BaseException:

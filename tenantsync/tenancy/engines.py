@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from tenantsync.errors import TenantUnavailable
+from tenantsync.errors import ConfigError, TenantUnavailable
 
 __all__ = ["READ_ONLY", "EngineFactory", "make_engine"]
 
@@ -21,6 +21,7 @@ READ_ONLY: Final = "tenantsync_read_only"
 
 _NAME: Final = "tenantsync"
 _FILE: Final = "tenantsync_file"
+_THRESHOLD: Final = "prepare_threshold"
 
 
 class EngineFactory(Protocol):
@@ -46,6 +47,8 @@ def make_engine(
 ) -> Engine:
     """Return an engine as tenantsync wants it. Nothing is opened yet.
 
+    PostgreSQL: psycopg prepares nothing, unless the URL has a `prepare_threshold`.
+
     SQLite: WAL, `synchronous=FULL`, foreign keys on, and a missing file is an error, so that a
     wrong path never becomes an empty database that answers every question with "nobody".
 
@@ -56,6 +59,9 @@ def make_engine(
         connect_timeout: Seconds to wait for a connection.
         lock_timeout: Seconds to wait for SQLite's write lock.
         create: Whether a missing SQLite file is made, with its folder.
+
+    Raises:
+        ConfigError: The URL's `prepare_threshold` is neither a number nor `none`.
     """
     bounds: dict[str, Any] = {
         "pool_size": pool_size,
@@ -74,9 +80,8 @@ def make_engine(
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,  # milliseconds
         }
-        return create_engine(
-            url, connect_args={k: v for k, v in defaults.items() if k not in url.query}, **bounds
-        )
+        arguments = {k: v for k, v in defaults.items() if k not in url.query}
+        return create_engine(url, connect_args=arguments | _preparing(url), **bounds)
     engine = create_engine(
         url,
         creator=lambda: _open_file(url.database, lock_timeout, create=create),
@@ -104,6 +109,24 @@ def make_engine(
         connection.exec_driver_sql("BEGIN DEFERRED" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _preparing(url: URL) -> dict[str, int | None]:
+    """Return after how many uses psycopg prepares a statement: never, unless the URL says so.
+
+    A prepared statement belongs to a session. Behind a pooler the next transaction may be in
+    another one; and while tenants are migrated, the same words mean other columns at the next
+    tenant, which PostgreSQL refuses: `cached plan must not change result type`.
+
+    Raises:
+        ConfigError: The URL says something else than a number or `none`.
+    """
+    told = url.query.get(_THRESHOLD, "none")
+    if told == "none":
+        return {_THRESHOLD: None}
+    if isinstance(told, str) and told.isascii() and told.isdigit():
+        return {_THRESHOLD: int(told)}
+    raise ConfigError(f"{_THRESHOLD} in a database URL must be a number or none")
 
 
 def _identity(path: str | None) -> tuple[int, int] | None:
