@@ -2,7 +2,7 @@
 
 psycopg's own pipeline talks to the server after each statement. Here all are sent at once and all
 answers are read at once, which for a batch of many small statements is most of the client's work.
-Nothing is prepared: with a schema for each tenant the same statement seldom comes twice.
+Nothing is prepared: it would serve one schema only, and cost the server memory for each.
 """
 
 import re

@@ -61,8 +61,7 @@ ledger AS (
   FROM batch, jsonb_to_recordset(body -> 'ledger')
     AS e(event_id text, type text, subject text, occurred bigint, outcome text)
 )"""
-# Only the columns that a batch changes: what is named in a statement must be parsed and planned,
-# and thirty columns cost more than writing the row.
+# Only the columns that a batch changes: what is named in a statement must be parsed and planned.
 _WRITE_PEOPLE: Final = """
 people AS (
   INSERT INTO @.av_identities (id, clocks, created_at, synced_at, updated_at{names})
