@@ -1,16 +1,21 @@
 # Two commands do everything on a machine that has only Python 3.11+ and make:
 #   make demo    the main job, embedded, nothing to start
 #   make test    every check and every test
+# And one more takes its time:
+#   make chaos   the chaos tests with their full counts
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test chaos check format bench clean
 
 demo: .venv/demo
 	$(BIN)/tenantsync demo
 
 test: check
 	$(BIN)/python -m pytest -n auto
+
+chaos: .venv/test
+	TENANTSYNC_CHAOS=full $(BIN)/python -m pytest -n auto tests/chaos
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -4,14 +4,15 @@ TenantSyncError
 ├── ConfigError                     fix the file or the call; never retried
 ├── Rejected                        the sender's fault
 │   ├── Untrusted                   signature, key or clock                        401
-│   └── Malformed                   authentic, but not an event we can read        400
-├── UnknownTenant                   no source knows this tenant id                 202 ignored
-├── Unavailable            (retry)  cannot be done now, may be done later          503
-│   ├── KeysUnavailable    (retry)  a key never seen, and the JWKS out of reach
+│   └── Malformed                   authentic, but not an event we can read        202 parked
+├── UnknownTenant                   no source knows this tenant id                 202
+├── Unavailable            (retry)  cannot be done now, may be done later          202 parked
+│   ├── KeysUnavailable    (retry)  a key never seen, and the JWKS out of reach     503
 │   ├── TenantSuspended    (retry)  an operator suspended the tenant
 │   ├── TenantUnavailable  (retry)  its database did not answer, or refused
 │   ├── TenantNotMigrated  (retry)  its tables are missing or too old
 │   ├── TenantNotIsolated  (retry)  we are not where we should be; page someone
+│   ├── EventRefused       (retry)  a constraint or trigger of the application's own refuses it
 │   └── HookFailed         (retry)  the application's own hook raised
 └── MigrationFailed                 carries the tenant's key and the revision
 
@@ -20,6 +21,7 @@ No message carries a secret, a URL with its password, or personal data: a messag
 
 __all__ = [
     "ConfigError",
+    "EventRefused",
     "HookFailed",
     "KeysUnavailable",
     "Malformed",
@@ -41,6 +43,9 @@ class TenantSyncError(Exception):
 
     retry: bool = False
     """Whether handling the same event again, unchanged, may succeed."""
+
+    blames_event: bool = False
+    """Whether the event has a reason of its own, so that others of its tenant may go on."""
 
 
 class ConfigError(TenantSyncError):
@@ -99,8 +104,16 @@ class TenantNotIsolated(Unavailable):
     """The connection is not in the tenant's place; nothing was written."""
 
 
+class EventRefused(Unavailable):
+    """The tenant's database refuses what the event would write; nothing of it was written."""
+
+    blames_event = True
+
+
 class HookFailed(Unavailable):
     """A hook of the application raised; its event was rolled back."""
+
+    blames_event = True
 
 
 class MigrationFailed(TenantSyncError):

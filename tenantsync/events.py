@@ -19,7 +19,16 @@ import msgspec
 from tenantsync.errors import Malformed
 from tenantsync.tenants import MAX_ID_BYTES
 
-__all__ = ["MAX_DEPTH", "MAX_TIMESTAMP", "SYNC_TYPES", "SYSTEM_TYPES", "Dialect", "Event", "parse"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_TIMESTAMP",
+    "SYNC_TYPES",
+    "SYSTEM_TYPES",
+    "Dialect",
+    "Event",
+    "encode",
+    "parse",
+]
 
 MAX_DEPTH: Final = 32
 """How deep objects and lists of a body may be nested; the body itself is the first level."""
@@ -161,6 +170,19 @@ def parse(body: bytes, *, signed_at: int | None = None) -> Event:
     if "message" in fields:
         return _from_push(fields["message"])
     raise Malformed("type", "is missing")
+
+
+def encode(event: Event) -> bytes:
+    """Return a body from which `parse` reads the event again; its dialect becomes `sync`."""
+    fields = {
+        "id": event.id,
+        "type": event.type,
+        "timestamp": event.occurred_at.isoformat(),
+        "tenant_id": event.tenant_id,
+        "application_id": event.application_id,
+        "data": event.data,
+    }
+    return msgspec.json.encode(fields)
 
 
 def _from_envelope(fields: dict[str, Any], type_key: str, dialect: Dialect) -> Event:

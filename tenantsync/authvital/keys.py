@@ -1,28 +1,26 @@
-"""The public keys of AuthVital: fetched as a JWKS, judged, held, and refreshed in time.
+"""The public keys of a sender: fetched as a JWKS, judged, held, and refreshed in time.
 
 A key that is held never waits for the network. Why the ring behaves as it does stands in
 `docs/explanation/trust.md`; the format is that of RFC 7517 and RFC 7518.
 """
 
-import contextlib
 import logging
 import re
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import httpx2
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
+from tenantsync.authvital.download import MAX_JWKS_BYTES, FetchError, fetch_jwks
 from tenantsync.errors import KeysUnavailable, Untrusted
 
 __all__ = [
@@ -34,9 +32,6 @@ __all__ = [
     "is_key_id",
     "read_jwks",
 ]
-
-MAX_JWKS_BYTES = 65_536
-"""A longer JWKS is not read; AuthVital's holds a handful of keys of about 450 bytes."""
 
 _KEY_ID = re.compile(r"[\x21-\x7e]{1,255}")
 _MODULUS = re.compile(r"[A-Za-z0-9_-]{1,1400}")  # 8192 bits take 1,366
@@ -59,115 +54,6 @@ class Fetch(Protocol):
             no_cache: Whether caches on the way must ask the origin (`Cache-Control: no-cache`).
         """
         ...
-
-
-class FetchError(Exception):
-    """The JWKS could not be had. The message is a clause that says why, without the URL."""
-
-
-def fetch_jwks(
-    url: str, *, no_cache: bool, timeout: float = 5.0, max_bytes: int = MAX_JWKS_BYTES
-) -> bytes:
-    """Return the JWKS at the URL. Redirects and compressed answers are refused.
-
-    Proxies and credentials of the environment are not used; a deployment that needs them hands
-    its own `Fetch` to the ring.
-
-    Args:
-        url: Where the JWKS is.
-        no_cache: Whether to send `Cache-Control: no-cache`.
-        timeout: Seconds for everything together, the lookup of the name included.
-        max_bytes: The longest answer that is taken.
-
-    Raises:
-        FetchError: Not reached, not answered in time, not status 200, too long, or the URL holds
-            a password.
-    """
-    download = _Download(url, no_cache=no_cache, timeout=timeout, max_bytes=max_bytes)
-    threading.Thread(target=download.run, name="tenantsync-jwks-download", daemon=True).start()
-    try:
-        return download.answer.result(timeout)
-    except TimeoutError:
-        download.abandon()
-        raise FetchError(f"it was not answered in full within {timeout:g} s") from None
-
-
-class _Download:
-    """One GET, run in a thread of its own.
-
-    A socket's timeout starts anew with every byte, and the lookup of a name has none, so only
-    a caller in another thread can keep time. The socket's own timeout is longer than the caller's
-    and merely ends a thread whose peer has vanished.
-    """
-
-    def __init__(self, url: str, *, no_cache: bool, timeout: float, max_bytes: int) -> None:
-        self.answer: Future[bytes] = Future()
-        self._url = url
-        self._headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if no_cache:
-            self._headers["Cache-Control"] = "no-cache"
-        self._timeout = timeout
-        self._max_bytes = max_bytes
-        self._socket: socket.socket | None = None
-        self._abandoned = False
-
-    def run(self) -> None:
-        try:
-            self.answer.set_result(self._get())
-        except FetchError as failure:
-            self.answer.set_exception(failure)
-        except Exception as error:  # a thread has nobody above it to tell
-            # The text of a TransportError is that of the operating system or of OpenSSL.
-            told = str(error) if isinstance(error, httpx2.TransportError) else type(error).__name__
-            self.answer.set_exception(FetchError(f"it could not be reached ({told:.200})"))
-
-    def abandon(self) -> None:
-        """Make the thread end soon. It closes its own socket.
-
-        Closing it here could hand its descriptor's number to another connection, from which
-        the thread would then read.
-        """
-        self._abandoned = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-
-    def _get(self) -> bytes:
-        url = httpx2.URL(self._url)
-        if url.userinfo:
-            # The client logs URLs. Nobody needs a password for public keys.
-            raise FetchError("its URL holds a user name or password; take it out")
-        body = bytearray()
-        with (
-            httpx2.Client(trust_env=False, timeout=self._timeout + 1.0) as client,
-            client.stream(
-                "GET",
-                url,
-                headers=self._headers,
-                follow_redirects=False,
-                extensions={"trace": self._trace},
-            ) as response,
-        ):
-            if response.status_code != httpx2.codes.OK:
-                raise FetchError(f"it was answered with status {response.status_code}, not 200")
-            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise FetchError("it was answered compressed, which was not asked for")
-            for chunk in response.iter_raw():
-                body += chunk
-                if len(body) > self._max_bytes:
-                    raise FetchError(f"its answer is longer than {self._max_bytes} bytes")
-        return bytes(body)
-
-    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            return
-        # First the socket, then the flag; `abandon` does it the other way round. So one of the
-        # two always sees the other, whoever comes first.
-        connected: socket.socket = info["return_value"].get_extra_info("socket")
-        self._socket = connected
-        if self._abandoned:
-            connected.close()  # the client forgets a connection whose trace raises
-            raise FetchError("nobody waits for it any more")
 
 
 def is_key_id(text: str) -> bool:
@@ -244,12 +130,14 @@ def _in_daemon_thread(job: Callable[[], None]) -> None:
 
 
 class KeyRing:
-    """Holds AuthVital's public keys for all threads of a process.
+    """Holds a sender's public keys, AuthVital's by default, for all threads of a process.
 
     Nothing is fetched before the first `refresh` or `find`.
 
     Args:
         url: Where the JWKS is, `{host}/.well-known/jwks.json`. No error repeats it.
+        owner: Whose keys they are, for messages.
+        setting: Where the URL comes from, for messages.
         fetch: Gets the document.
         clock: Monotonic seconds.
         cooldown: Seconds from the start of one fetch in which no other starts, whatever became
@@ -264,6 +152,8 @@ class KeyRing:
         self,
         url: str,
         *,
+        owner: str = "AuthVital",
+        setting: str = "authvital.host",
         fetch: Fetch = fetch_jwks,
         clock: Callable[[], float] = time.monotonic,
         cooldown: float = 30.0,
@@ -272,6 +162,8 @@ class KeyRing:
         spawn: Callable[[Callable[[], None]], None] = _in_daemon_thread,
     ) -> None:
         self._url = url
+        self._owner = owner
+        self._setting = setting
         self._fetch = fetch
         self._clock = clock
         self._cooldown = cooldown
@@ -291,11 +183,16 @@ class KeyRing:
         """Whether `find` would return a key for this key id at once. Never waits."""
         return self._held(kid, self._clock()) is not None
 
-    def find(self, kid: str) -> RSAPublicKey:
+    def find(self, kid: str, *, final: bool = False) -> RSAPublicKey:
         """Return the key with this key id.
 
         A key that is held is returned at once. For any other the keys are fetched, unless that
         was done within the cooldown; callers at the same time share one fetch and its result.
+
+        Args:
+            kid: The key id.
+            final: Whether the sender takes a refusal for final. A key is then refused only after
+                a fetch that began after this call: an earlier one may be from before the key.
 
         Raises:
             Untrusted: The keys are fresh, and this one is not among them.
@@ -308,10 +205,16 @@ class KeyRing:
             return key
         if not is_key_id(kid):
             raise Untrusted("the key id is not 1 to 255 visible ASCII characters")
-        found = self._fresh_set().keys.get(kid)
-        if found is None:
-            raise Untrusted(f"key id {kid[:48]!r} is not among the published keys of AuthVital")
-        return found
+        fresh = self._fresh_set()
+        found = fresh.keys.get(kid)
+        if found is not None:
+            return found
+        if final and fresh.as_of < now:
+            raise KeysUnavailable(
+                f"key id {kid[:48]!r} was not among the keys of {self._owner} a moment ago, and "
+                "they are not fetched again so soon; send it again later"
+            )
+        raise Untrusted(f"key id {kid[:48]!r} is not among the published keys of {self._owner}")
 
     def refresh(self) -> None:
         """Fetch the keys now, unless that was done within the cooldown. For warming up.
@@ -331,8 +234,8 @@ class KeyRing:
         outcome = self._refreshed()
         if isinstance(outcome, _Failure):
             raise KeysUnavailable(
-                f"the JWKS of AuthVital cannot be used now: {outcome.reason}; "
-                "check that authvital.host is right and can be reached from here"
+                f"the JWKS of {self._owner} cannot be used now: {outcome.reason}; "
+                f"check that {self._setting} is right and can be reached from here"
             )
         return outcome
 

@@ -7,12 +7,17 @@ import click
 
 from tenantsync.cli.context import config_option
 from tenantsync.cli.demo import demo
+from tenantsync.cli.doctor import doctor
 from tenantsync.cli.emulate import emulate, send
+from tenantsync.cli.inbox import inbox
 from tenantsync.cli.init import init
 from tenantsync.cli.migrate import migrate
+from tenantsync.cli.reconcile import reconcile
 from tenantsync.cli.serve import serve
+from tenantsync.cli.sessions import sessions
 from tenantsync.cli.tenants import tenants
 from tenantsync.cli.verify import verify
+from tenantsync.cli.worker import worker
 from tenantsync.errors import TenantSyncError
 
 __all__ = ["commands", "main"]
@@ -25,7 +30,11 @@ def commands() -> None:
     """Mirror AuthVital's identities into each tenant's own database or schema."""
 
 
-for _command in (init, demo, serve, tenants, migrate, verify, emulate, send):
+_COMMANDS = (
+    *(init, demo, serve, worker, doctor),
+    *(tenants, migrate, inbox, reconcile, sessions, verify, emulate, send),
+)
+for _command in _COMMANDS:
     commands.add_command(_command)
 
 

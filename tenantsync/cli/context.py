@@ -2,7 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -11,9 +12,9 @@ import click
 
 from tenantsync.app import TenantSync
 from tenantsync.config import Settings, load
-from tenantsync.errors import ConfigError
+from tenantsync.errors import ConfigError, TenantSyncError
 
-__all__ = ["Context", "config_option", "pass_context"]
+__all__ = ["Context", "config_option", "failing", "hooks_option", "pass_context"]
 
 _DEFAULT: Final = "tenantsync.toml"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -53,6 +54,25 @@ class Context:
             self._sync = TenantSync(settings) if settings.app is None else _imported(settings.app)
         return self._sync
 
+    def applying(self, *, with_hooks: bool) -> TenantSync:
+        """Return the application's TenantSync for a command that applies events by itself.
+
+        Args:
+            with_hooks: Whether the application's hooks are to be called, so that it has to be
+                known where they are.
+
+        Raises:
+            ConfigError: As `sync`; or the hooks are wanted and nothing says where they are.
+        """
+        settings = self.settings()
+        if with_hooks and settings.app is None:
+            raise ConfigError(
+                f"{settings.path.name}: this applies events, and `app` does not say where the "
+                'hooks are: write app = "package.module:name", or say --hooks none if there are '
+                "none"
+            )
+        return self.sync()
+
     def close(self) -> None:
         """Close what a command opened."""
         if self._sync is not None:
@@ -74,6 +94,26 @@ def config_option(command: _F) -> _F:
         expose_value=False,
         callback=_choose,
     )(command)
+
+
+def hooks_option(command: _F) -> _F:
+    """Let a command that applies events do so without the application's hooks."""
+    return click.option(
+        "--hooks",
+        type=click.Choice(["none"]),
+        help="Call no hooks. Without it, `app` in the configuration must say where they are.",
+    )(command)
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Tell what was asked wrongly (exit code 2) from what went wrong (1)."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except TenantSyncError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _choose(context: click.Context, _: click.Parameter, path: Path | None) -> None:

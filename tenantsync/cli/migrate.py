@@ -14,12 +14,14 @@ from sqlalchemy import MetaData
 from tenantsync.app import TenantSync
 from tenantsync.cli.context import Context, config_option, pass_context
 from tenantsync.cli.reporting import Screen
-from tenantsync.errors import ConfigError
+from tenantsync.control.database import ControlMissing
+from tenantsync.errors import ConfigError, TenantSyncError
 from tenantsync.migrate import (
     Kind,
     Move,
     Pace,
     Report,
+    Row,
     State,
     choose,
     history,
@@ -282,12 +284,33 @@ def _run(context: Context, move: Move, run: _Run, work: Callable[..., Report]) -
         wave=run["wave"],
         keep_rows=screen.keeps_rows,
     )
+    upgraded: set[str] = set()
     with screen.progress(move.kind) as note:
-        report = work(tenants, to=move.to, on_progress=note, **_places(sync), **pace)
+
+        def told(row: Row, done: int, total: int) -> None:
+            if row.state is State.UPGRADED:
+                upgraded.add(row.tenant)
+            note(row, done, total)
+
+        report = work(tenants, to=move.to, on_progress=told, **_places(sync), **pace)
+    _wake(sync, [tenant.id for tenant in tenants if tenant.key in upgraded])
     retry = ["tenantsync", "-c", str(context.path), "migrate", str(move.kind)]
     if move.to != "heads":
         retry += ["--to", move.to]
     screen.show(report, retry=retry)
+
+
+def _wake(sync: TenantSync, tenant_ids: list[str]) -> None:
+    """Have events applied that waited for the migration."""
+    if not tenant_ids:
+        return
+    try:
+        sync.wake(tenant_ids)
+    except ControlMissing:
+        return  # nothing was ever put into the inbox
+    except TenantSyncError as error:
+        # They are migrated all the same, and their lanes come due by themselves.
+        click.echo(f"What waits in the inbox for them is applied later: {error}", err=True)
 
 
 def _ask(context: Context, jobs: int, chosen: _Chosen, work: Callable[..., Report]) -> None:

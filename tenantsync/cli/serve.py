@@ -1,7 +1,9 @@
 """`tenantsync serve`: the endpoint alone, for a team whose application runs elsewhere."""
 
 import logging
-from typing import Final
+import signal
+import sys
+from typing import Final, NoReturn
 
 import click
 from starlette.applications import Starlette
@@ -11,13 +13,17 @@ from tenantsync.errors import ConfigError
 
 try:
     import uvicorn
+
+    from tenantsync.web.serving import BoundedHttpProtocol
 except ImportError:  # the `server` extra is optional
     uvicorn = None  # type: ignore[assignment] # absent is a case of its own, asked for below
 
-__all__ = ["serve"]
+__all__ = ["log_to_stderr", "serve"]
 
+_LONGEST_STOP: Final = 30  # seconds; AuthVital waits no longer for an answer
 _FIELDS: Final = (
     *("event_type", "event_id", "tenant", "outcome", "reason", "error", "seconds", "door", "key"),
+    "checks",
 )
 
 
@@ -45,16 +51,38 @@ class _Line(logging.Formatter):
 def serve(context: Context, host: str, port: int, path: str) -> None:
     """Receive AuthVital's webhooks until interrupted.
 
-    One process serves; run one per machine, or mount the routes into your own application.
+    One process serves; run one per machine, or mount the routes into your own application. SIGTERM
+    or Ctrl-C finishes what is in flight.
     """
     if uvicorn is None:
         raise ConfigError("serving needs uvicorn: pip install 'tenantsync[server]'")
     sync = context.sync()
+    log_to_stderr()
+    app = Starlette(routes=[*sync.routes(path), *sync.ops_routes()], lifespan=sync.lifespan)
+    # A redirect loses the event at a sender that follows it (docs/reference/provider.md).
+    app.router.redirect_slashes = False
+    # uvicorn stops gracefully, and then raises the signal again for whoever listened before. That
+    # would be Python, which ends the process as if it had failed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=BoundedHttpProtocol,
+        log_level="info",
+        access_log=False,
+        timeout_graceful_shutdown=_LONGEST_STOP,
+    )
+
+
+def log_to_stderr() -> None:
+    """Have what happens written to standard error, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tenantsync").setLevel(logging.INFO)
-    app = Starlette(routes=sync.routes(path), lifespan=sync.lifespan)
-    # A redirect loses the event at a sender that follows it (docs/reference/provider.md).
-    app.router.redirect_slashes = False
-    uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+
+
+def _end(*_: object) -> NoReturn:
+    sys.exit(0)

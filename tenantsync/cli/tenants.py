@@ -1,8 +1,7 @@
 """`tenantsync tenants`: who is there, and adding, suspending and removing them at run time."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tenantsync.app import TenantSync
-from tenantsync.cli.context import Context, config_option, pass_context
+from tenantsync.cli.context import Context, config_option, failing, pass_context
+from tenantsync.cli.inbox_tables import printable
 from tenantsync.config.values import Wrong, database_url
 from tenantsync.control.directory import Listed
-from tenantsync.errors import ConfigError, TenantSyncError
+from tenantsync.errors import ConfigError
 from tenantsync.migrate import migration_places
 from tenantsync.migrate import status as status_of
 from tenantsync.migrate.provision import Outcome, Provisioner
@@ -43,12 +43,15 @@ def list_(context: Context, as_json: bool) -> None:
 
     Exits with 1 if one of them cannot be served.
     """
-    with _failing():
-        lines = context.sync().directory.lines()
+    sync = context.sync()
+    with failing():
+        lines = sync.directory.lines()
+        names = _names(sync, lines)
     if as_json:
-        click.echo(json.dumps([_document(line) for line in lines], indent=2))
+        documents = [_document(line, names.get(line.id)) for line in lines]
+        click.echo(json.dumps(documents, indent=2))
     else:
-        _show_table(lines)
+        _show_table(lines, names)
     if any(line.trouble for line in lines):
         raise click.exceptions.Exit(1)
 
@@ -64,11 +67,11 @@ def show(context: Context, key: str, as_json: bool) -> None:
     Exits with 1 if it cannot be served, or its tables are not at the newest revision.
     """
     sync = context.sync()
-    with _failing():
+    with failing():
         line = next((line for line in sync.directory.lines() if line.key == key), None)
-    if line is None:
-        raise ConfigError(f"there is no tenant {key!r}")
-    document = _document(line)
+        if line is None:
+            raise ConfigError(f"there is no tenant {key!r}")
+        document = _document(line, _names(sync, [line]).get(line.id))
     ok = line.trouble is None
     if line.placement is not None and line.state in ("active", "suspended"):
         report = status_of(
@@ -87,7 +90,7 @@ def show(context: Context, key: str, as_json: bool) -> None:
         width = max(map(len, document))
         for name, value in document.items():
             if value is not None:
-                click.echo(f"{name:<{width}}  {value}")
+                click.echo(f"{name:<{width}}  {printable(str(value))}")
     if not ok:
         raise click.exceptions.Exit(1)
 
@@ -111,10 +114,10 @@ def add(
     """Make a place for a tenant, with its tables, and put it into service.
 
     Safe to run again, also after it was interrupted. A running server sees the tenant within
-    seconds.
+    seconds, and events that came before are applied.
     """
     sync = context.sync()
-    with _failing():
+    with failing():
         added = _provisioner(sync).add(
             key,
             tenant_id,
@@ -128,6 +131,8 @@ def add(
             click.echo(f"{key} was added before: {place}")
         case _:
             click.echo(f"{key} {added.outcome.value} in {added.seconds:.2f}s: {place}")
+    with failing():
+        sync.wake([tenant_id])
 
 
 @tenants.command()
@@ -137,9 +142,9 @@ def add(
 def suspend(context: Context, key: str) -> None:
     """Apply no events to a tenant until it is resumed.
 
-    Its events are answered so that they come again. Works for tenants of the file too.
+    They wait in the inbox. Works for tenants of the file too.
     """
-    with _failing():
+    with failing():
         new = _provisioner(context.sync()).suspend(key)
     click.echo(f"{key} {'is suspended' if new else 'was suspended already'}")
 
@@ -149,10 +154,14 @@ def suspend(context: Context, key: str) -> None:
 @config_option
 @pass_context
 def resume(context: Context, key: str) -> None:
-    """Apply events to a suspended tenant again."""
-    with _failing():
-        was = _provisioner(context.sync()).resume(key)
+    """Apply events to a suspended tenant again, those first that came meanwhile."""
+    sync = context.sync()
+    with failing():
+        was = _provisioner(sync).resume(key)
+        ids = [line.id for line in sync.directory.lines() if line.key == key]
     click.echo(f"{key} {'is resumed' if was else 'was not suspended'}")
+    with failing():
+        sync.wake(ids)
 
 
 @tenants.command()
@@ -166,7 +175,7 @@ def remove(context: Context, key: str, drop: bool, yes: bool) -> None:
     sync = context.sync()
     if drop and not yes and not sync.directory.is_listed(key):
         _ask(key)
-    with _failing():
+    with failing():
         removed = _provisioner(sync).remove(key, drop=drop)
     match removed.outcome:
         case Outcome.UNCHANGED:
@@ -196,17 +205,6 @@ def _ask(key: str) -> None:
         raise click.UsageError("that is not the key; nothing was done")
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    """Tell what was asked wrongly (exit code 2) from what went wrong (1)."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except TenantSyncError as error:
-        raise click.ClickException(str(error)) from error
-
-
 def _read_url(url: str, folder: Path) -> str:
     try:
         return database_url(url, folder)
@@ -216,10 +214,21 @@ def _read_url(url: str, folder: Path) -> str:
         raise click.UsageError("--url is no database URL") from error
 
 
-def _document(line: Listed) -> dict[str, Any]:
+def _names(sync: TenantSync, lines: Sequence[Listed]) -> dict[str, str]:
+    """Return the names that the provider told, by id."""
+    profiles = sync.profiles.list([line.id for line in lines])
+    return {
+        tenant_id: profile.name
+        for tenant_id, profile in profiles.items()
+        if profile.name is not None
+    }
+
+
+def _document(line: Listed, name: str | None) -> dict[str, Any]:
     return {
         "key": line.key,
         "id": line.id,
+        "name": name,
         "state": line.state,
         "source": line.source,
         "place": None if line.placement is None else str(line.placement),
@@ -229,7 +238,7 @@ def _document(line: Listed) -> dict[str, Any]:
     }
 
 
-def _show_table(lines: Sequence[Listed]) -> None:
+def _show_table(lines: Sequence[Listed], names: Mapping[str, str]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH_OF_A_FILE)
@@ -241,6 +250,8 @@ def _show_table(lines: Sequence[Listed]) -> None:
             f"[{style}]{line.state}[/{style}]",
             line.source,
             escape(line.id),
+            # Whoever named the tenant may have chosen what a terminal obeys.
+            *([escape(printable(names.get(line.id, "")))] if names else []),
             escape(line.trouble or str(line.placement)),
         )
     if lines:

@@ -9,12 +9,18 @@ from typing import Final, TypeVar
 
 from sqlalchemy.engine import URL
 
-from tenantsync.config.sections import Deferred, IsolationSettings, TenantSettings
+from tenantsync.config.sections import (
+    Deferred,
+    IsolationSettings,
+    PubSubSettings,
+    Section,
+    TenantSettings,
+)
 from tenantsync.config.values import fill
 from tenantsync.errors import ConfigError
 from tenantsync.tenants import check_schema, read_url
 
-__all__ = ["check", "identity", "located"]
+__all__ = ["check", "check_pubsub", "identity", "located"]
 
 _T = TypeVar("_T")
 _MAX_NAME_BYTES: Final = 63
@@ -58,6 +64,26 @@ def check(
             _check_places(isolation, ready)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+
+
+def check_pubsub(file: str, pubsub: Section | Deferred) -> None:
+    """Check that the push door is closed, or knows the account that may push.
+
+    Args:
+        file: Name of the configuration file, for messages.
+        pubsub: Its section `[pubsub]`.
+
+    Raises:
+        ConfigError: It has one of `audience` and `service_account` without the other.
+    """
+    if not isinstance(pubsub, PubSubSettings):
+        return
+    if (pubsub.audience is None) != (pubsub.service_account is None):
+        # Any Google account can have a token made for any audience.
+        lacking = "audience" if pubsub.audience is None else "service_account"
+        raise ConfigError(
+            f"{file}: [pubsub] {lacking}: is required: pushes are taken by audience and account"
+        )
 
 
 def _check_ids(tenants: Mapping[str, TenantSettings]) -> None:

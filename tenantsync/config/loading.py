@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tenantsync.config.check import check
+from tenantsync.config.check import check, check_pubsub
 from tenantsync.config.sections import (
     APP,
     SECTIONS,
@@ -94,6 +94,7 @@ def read(
     if not isinstance(isolation, IsolationSettings | Deferred):
         raise TypeError("the section [isolation] is of another kind")
     check(str(path), isolation, tenants)
+    check_pubsub(str(path), sections["pubsub"])
     return Settings(
         path=absolute,
         unused=tuple(_unused(data)),

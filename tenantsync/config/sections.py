@@ -96,9 +96,9 @@ _DATABASE = Key("a database URL", database_url, secret=True, url=True)
 _SECONDS = Key("a whole number of seconds from 1 to 86400")
 _SHORT = Key('a duration from 0.1 seconds to 1 hour, such as 2 or "500ms"', duration(0.1, 3_600))
 _SWITCH = Key("true or false")
-_TEXT_LATER = Key("a text that is not empty", text, later=True)
-_TEXTS_LATER = Key("a list of texts that are not empty", later=True)
-_KEPT_LATER = Key('a duration up to 10 years, such as "7d"', duration(0, 3_650 * _DAY), later=True)
+_TEXT = Key("a text that is not empty", text)
+_TEXTS = Key("a list of texts that are not empty")
+_KEPT = Key('a duration up to 10 years, such as "7d"', duration(0, 3_650 * _DAY))
 _Texts = tuple[Annotated[str, Meta(min_length=1)], ...]
 APP: Final = Key('a path such as "myapp.main:sync"', import_path)
 """The one key that stands above all sections."""
@@ -142,14 +142,14 @@ class AuthVital(Section, frozen=True, kw_only=True):
         Key("an http(s) URL without a path, a query or credentials", origin, url=True),
     ]
     application_id: Annotated[str, Key("an application's id", identifier)]
-    issuer: Annotated[str, _TEXT_LATER] = ""
-    audience: Annotated[_Texts, _TEXTS_LATER] = ()
+    issuer: Annotated[str, _TEXT] = ""
+    audience: Annotated[_Texts, _TEXTS] = ()
     _client_id: Annotated[
-        str | Deferred | None, Key("a text that is not empty", text, later=True, alone=True)
+        str | Deferred | None, Key("a text that is not empty", text, alone=True)
     ] = msgspec.field(default=None, name="client_id")
     _client_secret: Annotated[
         str | Deferred | None,
-        Key("a text that is not empty", text, secret=True, later=True, alone=True),
+        Key("a text that is not empty", text, secret=True, alone=True),
     ] = msgspec.field(default=None, name="client_secret")
     default_app_access: Annotated[bool, _SWITCH] = True
     max_age: Annotated[int, Meta(ge=1, le=86_400), _SECONDS] = 300
@@ -283,37 +283,34 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
         retain_quarantine: How long an event that could not be read is kept.
     """
 
-    inline: Annotated[bool, Key("true or false", later=True)] = True
+    inline: Annotated[bool, _SWITCH] = True
     signals: Annotated[
         str | None,
-        Key('a URL such as "nats://localhost:4222"', server_url, secret=True, url=True, later=True),
+        Key('a URL such as "nats://localhost:4222"', server_url, secret=True, url=True),
     ] = None
     interval: Annotated[
         float,
-        Key(
-            'a duration from 0.1 seconds to 1 hour, such as "5s"', duration(0.1, 3_600), later=True
-        ),
+        Key('a duration from 0.1 seconds to 1 hour, such as "5s"', duration(0.1, 3_600)),
     ] = 5.0
-    retain_bodies: Annotated[float, _KEPT_LATER] = 7 * _DAY
-    retain_ids: Annotated[float, _KEPT_LATER] = 35 * _DAY
-    retain_quarantine: Annotated[float, _KEPT_LATER] = 90 * _DAY
+    retain_bodies: Annotated[float, _KEPT] = 7 * _DAY
+    retain_ids: Annotated[float, _KEPT] = 35 * _DAY
+    retain_quarantine: Annotated[float, _KEPT] = 90 * _DAY
 
 
 class ReconcileSettings(Section, frozen=True, kw_only=True):
     """`[reconcile]`: comparing the mirror with the provider.
 
     Attributes:
-        every: Seconds between two runs.
-        max_removal: Share of a tenant's people, from 0 to 1, that one run may lock out.
+        every: Seconds between two scheduled comparisons of a tenant.
+        max_removal: Share of a tenant's people with access, from 0 to 1, that one list may lock
+            out.
     """
 
     every: Annotated[
         float,
-        Key(
-            'a duration from 1 minute to 30 days, such as "6h"', duration(60, 30 * _DAY), later=True
-        ),
+        Key('a duration from 1 minute to 30 days, such as "6h"', duration(60, 30 * _DAY)),
     ] = 6 * 3_600.0
-    max_removal: Annotated[float, Meta(ge=0, le=1), Key("a number from 0 to 1", later=True)] = 0.2
+    max_removal: Annotated[float, Meta(ge=0, le=1), Key("a number from 0 to 1")] = 0.2
 
 
 class ProvisioningSettings(Section, frozen=True, kw_only=True):
@@ -322,17 +319,15 @@ class ProvisioningSettings(Section, frozen=True, kw_only=True):
     Attributes:
         on_tenant_created: Nothing, a place for tenants of the allow list, or a place for any.
         allowlist: Ids of tenants.
-        max_per_hour: Places made in an hour, at most.
+        max_per_hour: Places made in any sixty minutes by all workers together, at most.
     """
 
     on_tenant_created: Annotated[
         Literal["ignore", "allowlist", "always"],
-        Key('"ignore", "allowlist" or "always"', later=True),
+        Key('"ignore", "allowlist" or "always"'),
     ] = "ignore"
-    allowlist: Annotated[_Texts, _TEXTS_LATER] = ()
-    max_per_hour: Annotated[
-        int, Meta(ge=0, le=10_000), Key("a whole number from 0 to 10000", later=True)
-    ] = 10
+    allowlist: Annotated[_Texts, _TEXTS] = ()
+    max_per_hour: Annotated[int, Meta(ge=0, le=10_000), Key("a whole number from 0 to 10000")] = 10
 
 
 class PubSubSettings(Section, frozen=True, kw_only=True):
@@ -340,15 +335,17 @@ class PubSubSettings(Section, frozen=True, kw_only=True):
 
     Attributes:
         audience: The `aud` of the push tokens; None closes the door.
-        service_account: The account that the tokens must be of.
+        service_account: The e-mail address of the account that the tokens must be of.
+        issuer: The `iss` of the tokens.
         jwks_url: Where the keys of the tokens are.
     """
 
-    audience: Annotated[str | None, _TEXT_LATER] = None
-    service_account: Annotated[str | None, _TEXT_LATER] = None
-    jwks_url: Annotated[
-        str, Key("an http(s) URL without credentials", endpoint, url=True, later=True)
-    ] = "https://www.googleapis.com/oauth2/v3/certs"
+    audience: Annotated[str | None, _TEXT] = None
+    service_account: Annotated[str | None, _TEXT] = None
+    issuer: Annotated[str, _TEXT] = "https://accounts.google.com"
+    jwks_url: Annotated[str, Key("an http(s) URL without credentials", endpoint, url=True)] = (
+        "https://www.googleapis.com/oauth2/v3/certs"
+    )
 
 
 SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(

@@ -18,6 +18,7 @@ from tenantsync.control.catalog import Catalog, Entry, Mark, News, State
 from tenantsync.control.database import ControlMissing, ControlUnavailable
 from tenantsync.errors import ConfigError, TenantUnavailable
 from tenantsync.tenancy.isolation import Isolation
+from tenantsync.tenancy.resolver import TenantHalfMade
 from tenantsync.tenants import Placement, Tenant
 
 __all__ = ["Directory", "Listed"]
@@ -55,13 +56,13 @@ class _Snapshot:
     Args:
         mark: Up to where it was read; None where there was no control database yet.
         entries: The catalog's tenants by key.
-        tenants: Those in service by id, or in their stead a sentence that says why not.
+        tenants: Those in service by id, or in their stead what says why not.
         suspended: Keys, and since when.
     """
 
     mark: Mark | None
     entries: dict[str, Entry]
-    tenants: dict[str, Tenant | str]
+    tenants: dict[str, Tenant | TenantUnavailable]
     suspended: dict[str, datetime]
 
 
@@ -131,11 +132,23 @@ class Directory:
         found = self._by_id.get(tenant_id) or snapshot.tenants.get(tenant_id)
         if found is None and trouble is not None:
             raise trouble
-        if isinstance(found, str):
-            raise TenantUnavailable(found)
+        if isinstance(found, TenantUnavailable):
+            raise found
         if found is not None and found.key in snapshot.suspended:
             return replace(found, suspended=True)
         return found
+
+    def named(self, key: str) -> Tenant | None:
+        """Return the tenant with a key, as `find` does with an id."""
+        listed = self._by_key.get(key)
+        if listed is not None:
+            return self.find(listed.id)
+        found = self._entry(key)
+        if found is None:
+            self._asked_at = None  # it may have been added a moment ago
+            self.find(key)
+            found = self._entry(key)
+        return None if found is None else self.find(found.id)
 
     def list(self) -> Sequence[Tenant]:
         """Return all tenants in service, suspended ones too: the file's, then the catalog's.
@@ -144,13 +157,21 @@ class Directory:
             ControlUnavailable: The control database does not answer; nobody is left out in silence.
             ConfigError: A tenant of the catalog has no place of its own any more.
         """
-        listed = [line for line in self.lines() if line.state in ("active", "suspended")]
-        tenants = []
-        for line in listed:
+        lines = self._in_service()
+        for line in lines:
             if line.trouble is not None or line.placement is None:
                 raise ConfigError(line.trouble or f"tenant {line.key!r} has no place")
-            tenants.append(Tenant(line.id, line.key, line.placement, line.state == "suspended"))
-        return tenants
+        return _tenants(lines)
+
+    def sound(self) -> Sequence[Tenant]:
+        """Return the tenants of `list` that have a place of their own, and leave the others out.
+
+        For work in the background, which one tenant's trouble must not stop for all.
+
+        Raises:
+            ControlUnavailable: The control database does not answer.
+        """
+        return _tenants(line for line in self._in_service() if line.trouble is None)
 
     def lines(self) -> Sequence[Listed]:
         """Return every tenant there is or was, in any state, asked for anew.
@@ -199,6 +220,12 @@ class Directory:
         """Return whether the file has a tenant with this key."""
         return key in self._by_key
 
+    def _in_service(self) -> Sequence[Listed]:
+        return [line for line in self.lines() if line.state in ("active", "suspended")]
+
+    def _entry(self, key: str) -> Entry | None:
+        return None if self._snapshot is None else self._snapshot.entries.get(key)
+
     def _knows(self, tenant_id: str) -> bool:
         snapshot = self._snapshot
         return snapshot is not None and (tenant_id in self._by_id or tenant_id in snapshot.tenants)
@@ -238,14 +265,15 @@ class Directory:
                 tenants[entry.id] = self._tenant(entry)
         return _Snapshot(news.mark, entries, tenants, news.suspended)
 
-    def _tenant(self, entry: Entry) -> Tenant | str:
+    def _tenant(self, entry: Entry) -> Tenant | TenantUnavailable:
         if entry.state is State.PROVISIONING:
-            return f"tenant {entry.key!r} is being made"
+            return TenantHalfMade(f"tenant {entry.key!r} is being made")
         try:
             tenant = self._made(entry)
         except ConfigError as error:
-            return f"tenant {entry.key!r}: {error}"
-        return self._conflict(tenant) or tenant
+            return TenantUnavailable(f"tenant {entry.key!r}: {error}")
+        conflict = self._conflict(tenant)
+        return tenant if conflict is None else TenantUnavailable(conflict)
 
     def _line(
         self, entry: Entry, suspended: dict[str, datetime], places: dict[Hashable, str]
@@ -299,3 +327,11 @@ class Directory:
 
 def _identity(placement: Placement) -> Hashable:
     return identity(placement.url, placement.schema)
+
+
+def _tenants(lines: Iterable[Listed]) -> Sequence[Tenant]:
+    return [
+        Tenant(line.id, line.key, line.placement, line.state == "suspended")
+        for line in lines
+        if line.placement is not None
+    ]

@@ -2,13 +2,38 @@
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    literal_column,
+)
 from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.expression import text
 
 from tenantsync.models import NAMING_CONVENTION, Timestamp
 
-__all__ = ["METADATA", "SCHEMA", "VERSION_TABLE", "changes", "now_of", "suspensions", "tenants"]
+__all__ = [
+    "IS_PARKED",
+    "METADATA",
+    "SCHEMA",
+    "VERSION_TABLE",
+    "changes",
+    "inbox",
+    "lanes",
+    "now_of",
+    "strangers",
+    "suspensions",
+    "tenants",
+]
 
 SCHEMA: Final = "tenantsync_control"
 """The schema that holds them on PostgreSQL; SQLite has a file of its own for them."""
@@ -53,6 +78,94 @@ changes: Final = Table(
 )
 """One row. Whoever writes locks it first and counts up, so that changes become visible in the order
 of their numbers, and a reader who knows number n misses nothing by asking for what comes after."""
+
+inbox: Final = Table(
+    "inbox",
+    METADATA,
+    # SQLite counts up for ever only where it is told so; a number must not come back.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    Column("tenant_id", _ID, nullable=False),
+    Column("event_id", _ID, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("subject", _ID),
+    Column("timestamp", BigInteger, nullable=False),
+    Column("signed_at", BigInteger),
+    Column("door", Text, nullable=False),
+    Column("body", LargeBinary),
+    Column("digest", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("received_at", Timestamp, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    Column("due_at", Timestamp, nullable=False),
+    Column("settled_at", Timestamp),
+    Column("outcome", Text),
+    UniqueConstraint("tenant_id", "event_id"),
+    sqlite_autoincrement=True,
+)
+
+# A literal and no parameter: SQLite uses a partial index only for a condition that it can read.
+IS_PARKED: Final = inbox.c.state == literal_column("'parked'")
+"""The condition of the indexes of what waits."""
+
+Index(
+    "ix_inbox_due",
+    *(inbox.c.tenant_id, inbox.c.due_at, inbox.c.number),
+    postgresql_where=IS_PARKED,
+    sqlite_where=IS_PARKED,
+)
+Index(
+    "ix_inbox_waiting",
+    *(inbox.c.tenant_id, inbox.c.received_at),
+    postgresql_where=IS_PARKED,
+    sqlite_where=IS_PARKED,
+)
+Index("ix_inbox_subject", inbox.c.tenant_id, inbox.c.subject)
+# Without what is parked: SQLite would take its state for a narrower search than a person.
+Index(
+    "ix_inbox_settled",
+    *(inbox.c.state, inbox.c.settled_at),
+    postgresql_where=inbox.c.settled_at.is_not(None),
+    sqlite_where=inbox.c.settled_at.is_not(None),
+)
+Index(
+    "ix_inbox_bodies",
+    inbox.c.settled_at,
+    postgresql_where=(inbox.c.state == literal_column("'applied'")) & inbox.c.body.is_not(None),
+    sqlite_where=(inbox.c.state == literal_column("'applied'")) & inbox.c.body.is_not(None),
+)
+
+lanes: Final = Table(
+    "lanes",
+    METADATA,
+    Column("tenant_id", _ID, primary_key=True),
+    Column("known", Boolean, nullable=False),
+    Column("waiting", BigInteger, nullable=False),
+    Column("quarantined", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),
+    Column("since", Timestamp),
+    # When anyone may claim it: a claim moves it to the end of its lease, so that becoming due and
+    # losing a lease are one thing. NULL sleeps until it is woken.
+    Column("due_at", Timestamp, index=True),
+    Column("token", Text),
+    Column("owner", Text),
+    Column("woken", Boolean, nullable=False),
+)
+"""One row for each tenant with parked or quarantined events. Whoever changes an event of these
+locks its lane first, several lanes in the order of `tenant_id`, and the row of `strangers` last."""
+
+strangers: Final = Table(
+    "strangers",
+    METADATA,
+    Column("only", Boolean, primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+"""One row: what the lanes of unknown tenants hold together, which is bounded."""
 
 
 def now_of(dialect: str) -> TextClause:

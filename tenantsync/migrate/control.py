@@ -1,4 +1,4 @@
-"""Makes the control database, and brings it to the newest revision."""
+"""Makes the control database, brings it to the newest revision, and says where it stands."""
 
 import os
 from contextlib import suppress
@@ -20,7 +20,7 @@ from tenantsync.migrate.report import sentence_about
 from tenantsync.migrate.scripts import ALEMBIC
 from tenantsync.tenancy.engines import make_engine
 
-__all__ = ["upgrade_control"]
+__all__ = ["control_standing", "upgrade_control"]
 
 _PRIVATE: Final = 0o600  # it may hold URLs with passwords
 
@@ -54,6 +54,23 @@ def upgrade_control(database: ControlDatabase, *, lock_timeout: float = 10.0) ->
         ) from error
     finally:
         engine.dispose()
+
+
+def control_standing(database: ControlDatabase) -> tuple[str | None, str]:
+    """Return the revision that the control database stands at, and the newest one.
+
+    Args:
+        database: The control database.
+
+    Raises:
+        ControlMissing: It was not made yet.
+        ControlUnavailable: It does not answer.
+    """
+    with database.read() as connection, ALEMBIC:
+        options = {"version_table": VERSION_TABLE}
+        current = MigrationContext.configure(connection, opts=options).get_current_heads()
+        (head,) = ScriptDirectory.from_config(_config()).get_heads()
+    return (", ".join(current) or None), head
 
 
 def _make_file(file: Path) -> None:

@@ -5,6 +5,7 @@ rows, which are personal data.
 """
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Final
 
 import psycopg
@@ -12,18 +13,30 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from tenantsync.errors import (
+    EventRefused,
     HookFailed,
     TenantNotMigrated,
     TenantSyncError,
     TenantUnavailable,
     Unavailable,
 )
+from tenantsync.tenancy.engines import ServerSilent
+from tenantsync.tenancy.registry import NoConnection
 from tenantsync.tenants import Placement
 
-__all__ = ["blames_event", "is_lost", "is_transient", "is_waiting", "translate"]
+__all__ = [
+    "blames_event",
+    "blames_place",
+    "is_locked",
+    "is_lost",
+    "is_silent",
+    "is_transient",
+    "is_waiting",
+    "translate",
+]
 
 _TRANSIENT: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-_TIMED_OUT: Final = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
+_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _NOT_MIGRATED: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -61,9 +74,27 @@ def is_lost(error: BaseException) -> bool:
     )
 
 
+def is_silent(error: BaseException) -> bool:
+    """Whether the server took what we sent and did not answer in time."""
+    # The connection is closed then, and the rollback says so in place of the first error.
+    return any(isinstance(_driver_error(cause), ServerSilent) for cause in _chain(error))
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether somebody else held a lock for longer than we were ready to wait; also in a hook."""
+    for cause in _chain(error):
+        found = _driver_error(cause)
+        if isinstance(found, psycopg.errors.LockNotAvailable):
+            return True
+        if isinstance(found, sqlite3.OperationalError):
+            # The lowest byte is the code, the others say more of it.
+            return getattr(found, "sqlite_errorcode", 0) & 0xFF in _BUSY
+    return False
+
+
 def is_waiting(error: BaseException) -> bool:
-    """Whether a statement ran out of time, most likely because somebody else holds a lock."""
-    return isinstance(_driver_error(error), _TIMED_OUT)
+    """Whether a statement ran out of time, for a lock or by itself."""
+    return isinstance(_driver_error(error), psycopg.errors.QueryCanceled) or is_locked(error)
 
 
 def blames_event(error: BaseException) -> bool:
@@ -71,8 +102,26 @@ def blames_event(error: BaseException) -> bool:
     return isinstance(_driver_error(error), _EVENTS_OWN)
 
 
-def translate(error: BaseException, placement: Placement) -> TenantSyncError:
-    """Return what the sender and the operator are told, in place of a driver's error."""
+def blames_place(error: TenantSyncError) -> bool:
+    """Whether it speaks against the place: not against an event, our own limits, or bad luck."""
+    cause = error.__cause__
+    return not (
+        error.blames_event
+        or isinstance(error, NoConnection)
+        or (cause is not None and (isinstance(cause, PoolTimeout) or is_transient(cause)))
+    )
+
+
+def translate(
+    error: BaseException, placement: Placement, *, alone: bool = False
+) -> TenantSyncError:
+    """Return what the sender and the operator are told, in place of a driver's error.
+
+    Args:
+        error: What went wrong.
+        placement: Where.
+        alone: Whether one event was alone in the transaction, and may be blamed.
+    """
     if isinstance(error, TenantSyncError):
         return error
     cause = _driver_error(error)
@@ -88,7 +137,13 @@ def translate(error: BaseException, placement: Placement) -> TenantSyncError:
     else:
         state = getattr(cause, "sqlstate", None)
         told = f"{type(cause).__name__} {state}" if state else type(cause).__name__
-        found = TenantUnavailable(f"{placement} did not take the event ({told})")
+        if alone and blames_event(error):
+            found = EventRefused(
+                f"a constraint or trigger of the application's own in {placement} refuses what the "
+                f"event would write ({told}): look at it, or discard the event"
+            )
+        else:
+            found = TenantUnavailable(f"{placement} did not take the event ({told})")
     found.__cause__ = error
     return found
 
@@ -103,3 +158,13 @@ def _is_outdated(error: BaseException) -> bool:
 
 def _driver_error(error: BaseException) -> BaseException:
     return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Give the error and what led to it, each once: drivers and hooks make circles of them."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

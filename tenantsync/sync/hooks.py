@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from tenantsync.errors import ConfigError, HookFailed
 from tenantsync.events import SYNC_TYPES, SYSTEM_TYPES, Event
-from tenantsync.tenancy.isolation import schema_of
+from tenantsync.tenancy.sessions import bound_session
 from tenantsync.tenants import Placement
 
 __all__ = ["Hook", "Hooks", "bound_session", "run_hooks"]
@@ -54,16 +54,6 @@ class Hooks:
     def matching(self, event_type: str) -> tuple[Hook, ...]:
         """Return the functions to call for this type."""
         return tuple(hook for pattern, hook in self._registered if _matches(pattern, event_type))
-
-
-def bound_session(connection: Connection, placement: Placement) -> Session:
-    """Return a session inside the connection's transaction whose models live in the placement.
-
-    What it commits or rolls back is a savepoint; the transaction stays ours.
-    """
-    if placement.is_postgres:
-        connection.execution_options(schema_translate_map={None: schema_of(placement)})
-    return Session(bind=connection, join_transaction_mode="create_savepoint")
 
 
 def run_hooks(

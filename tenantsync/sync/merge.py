@@ -1,8 +1,8 @@
-"""What an event does to what is known of one person. Pure: no SQL, no clock, no I/O.
+"""What an event, or evidence, does to what is known of one person. Pure: no SQL, no clock, no I/O.
 
 Every mirrored value is a register with a clock of its own, and the greater clock wins, whatever
 arrives first. No rule may look at what arrived before: the result must be a function of the set of
-events alone, or two databases that saw them in different orders would differ for ever. The rules
+facts alone, or two databases that saw them in different orders would differ for ever. The rules
 stand in docs/explanation/merge-rules.md.
 """
 
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tenantsync.events import Dialect, Event
+from tenantsync.sync.evidence import Evidence
 
 __all__ = [
     "CLAIMS",
     "EVERY_SESSION",
+    "Fact",
     "Merged",
     "Person",
     "Tombstone",
@@ -24,6 +26,9 @@ __all__ = [
     "merge",
     "revert_clocks",
 ]
+
+Fact = Event | Evidence
+"""What can be merged: something that happened, or something that was seen to be so."""
 
 CLAIMS: Final[Mapping[str, str]] = {
     "preferred_username": "username",
@@ -109,7 +114,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What one event did.
+    """What one fact did.
 
     Args:
         state: What is known now; the very object that was given where nothing changed.
@@ -123,28 +128,31 @@ class Merged:
     sessions_before: int | None = field(default=None)
 
 
-def clock_of(event: Event) -> str:
+def clock_of(event: Fact) -> str:
     """Return the event's clock: a string that sorts as (instant, rank, event id by bytes).
 
     Python orders strings by code point, which is the order of their UTF-8 bytes. On the same
-    instant a denial outranks a grant: of two answers given at once, the safe one stands.
+    instant a denial outranks a grant: of two answers given at once, the safe one stands. Evidence
+    has an id too, made of what it says.
     """
+    if isinstance(event, Evidence):
+        return event.clock
     rank = 1 if event.type in _DENIALS or event.type == "subject.deleted" else 0
     return f"{event.timestamp:013d}{rank}{event.id}"
 
 
 def merge(
-    state: Person | Tombstone | None, event: Event, *, default_app_access: bool = True
+    state: Person | Tombstone | None, event: Fact, *, default_app_access: bool = True
 ) -> Merged:
     """Return what is known of a person after one more event.
 
     Args:
         state: What was known: None for a person never mentioned.
-        event: A mirrored event about that person.
+        event: A mirrored event about that person, or evidence.
         default_app_access: What `has_app_access` is until an event says something of it.
     """
     clock = clock_of(event)
-    if event.type == "subject.deleted":
+    if isinstance(event, Event) and event.type == "subject.deleted":
         if isinstance(state, Tombstone) and state.clock >= clock:
             return Merged(state, applied=False)
         return Merged(Tombstone(clock), applied=True)
@@ -158,7 +166,7 @@ def merge(
         if clock > before.clocks.get(register, ""):
             clocks[register] = clock
             values.update(written)
-    denied = _DENIALS.get(event.type)
+    denied = _denied(event)
     sessions_before = None
     if denied is not None:
         sessions_before = EVERY_SESSION if denied in clocks else event.timestamp
@@ -188,12 +196,22 @@ def revert_clocks(inverted: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _writes(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
+def _denied(event: Fact) -> str | None:
+    """Return the register in which it denies something; None where it does not."""
+    if isinstance(event, Evidence):
+        return "membership" if event.denies else None
+    return _DENIALS.get(event.type)
+
+
+def _writes(event: Fact) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (register, columns with their values) for all that the event says.
 
     What the event's own row of the table says comes last, so that it stands where the payload
     carries a claim of the same name.
     """
+    if isinstance(event, Evidence):
+        yield from event.writes()
+        return
     data = event.data
     if event.type == "subject.updated":
         yield from _updated(data)

@@ -16,6 +16,8 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 
+from tenantsync.tenancy.engines import ServerSilent
+
 __all__ = ["Pipeline", "Row", "StatementFailed", "text_array"]
 
 _PLACEHOLDER: Final = re.compile(r"%([s%])")
@@ -69,11 +71,16 @@ class Pipeline:
         encoded = [None if value is None else value.encode() for value in parameters]
         self.add(_numbered(operation), encoded)
 
-    def run(self) -> list[Row | None]:
+    def run(self, timeout: float | None = None) -> list[Row | None]:
         """Send all statements, and return the first row of each, or None where it has none.
+
+        Args:
+            timeout: Seconds of silence after which the connection is closed: a server that hangs
+                keeps none of its own timeouts. None waits for as long as it takes.
 
         Raises:
             StatementFailed: One of them failed; it says which.
+            ServerSilent: The server did not answer in time.
             psycopg.OperationalError: The connection broke.
         """
         pgconn = self._raw.pgconn
@@ -81,7 +88,7 @@ class Pipeline:
             for statement, parameters in self._statements:
                 pgconn.send_query_params(statement, parameters)
             pgconn.pipeline_sync()
-            results = _exchange(pgconn)
+            results = _exchange(pgconn, timeout)
         return [_first_row(self._check(*each)) for each in enumerate(results)]
 
     def _check(self, index: int, result: PGresult) -> PGresult:
@@ -114,13 +121,13 @@ def _pipeline_mode(pgconn: PGconn) -> Iterator[None]:
     try:
         yield
     finally:
-        pgconn.nonblocking = nonblocking
         # A broken connection is not worth leaving in good order: the pool throws it away.
         if pgconn.status == ConnStatus.OK:
+            pgconn.nonblocking = nonblocking
             pgconn.exit_pipeline_mode()
 
 
-def _exchange(pgconn: PGconn) -> list[PGresult]:
+def _exchange(pgconn: PGconn, timeout: float | None) -> list[PGresult]:
     """Send what is queued, and return all results up to the sync.
 
     Reads while it writes: a server that cannot get rid of its answers stops reading.
@@ -130,7 +137,11 @@ def _exchange(pgconn: PGconn) -> list[PGresult]:
     with selectors.DefaultSelector() as selector:
         selector.register(pgconn.socket, _interest(unsent))
         while True:
-            ((_, events),) = selector.select()
+            ready = selector.select(timeout)
+            if not ready:
+                pgconn.finish()
+                raise ServerSilent(f"no answer within {timeout:g} s: the connection was closed")
+            ((_, events),) = ready
             if events & selectors.EVENT_READ:
                 pgconn.consume_input()
                 if _collect(pgconn, results):

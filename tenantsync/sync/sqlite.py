@@ -1,7 +1,8 @@
 """How a SQLite file is read and written: one writer at a time, from the BEGIN on."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
@@ -10,9 +11,12 @@ from sqlalchemy import Connection
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from tenantsync.errors import TenantNotIsolated
-from tenantsync.sync.apply import Changes, Known, PlaceFailed, Work
+from tenantsync.steps import Step, reach
+from tenantsync.sync.apply import Changes, Known, Limits, PlaceFailed, Work
 from tenantsync.sync.merge import Person, Tombstone, invert_clocks, revert_clocks
+from tenantsync.tenancy.engines import READ_ONLY
 from tenantsync.tenancy.isolation import Isolation
+from tenantsync.tenants import Placement
 
 __all__ = ["SqliteStore"]
 
@@ -42,6 +46,16 @@ _WRITE_PEOPLE: Final = (
         for name in ("clocks", "created_at", *_COLUMNS, "synced_at", "updated_at")
     )
 )
+_PAGE: Final = (
+    f"SELECT id, clocks, created_at, {_NAMES} FROM main.av_identities"
+    " WHERE id > ? ORDER BY id LIMIT ?"
+)
+# Nobody changed: the row is confirmed, which is no update of it.
+_WRITE_CLOCKS: Final = (
+    "UPDATE main.av_identities AS i SET clocks = json_extract(each.value, '$[1]'),"
+    f" synced_at = {_NOW}, created_at = json_extract(each.value, '$[2]')"
+    " FROM json_each(?) AS each WHERE i.id = json_extract(each.value, '$[0]')"
+)
 _WRITE_TOMBSTONES: Final = (
     "INSERT INTO main.av_identity_tombstones (id, clock) VALUES (?, ?)"
     " ON CONFLICT (id) DO UPDATE SET clock = excluded.clock"
@@ -63,13 +77,24 @@ class SqliteStore:
     def __init__(self, isolation: Isolation) -> None:
         self._isolation = isolation
 
-    def read(self, connection: Connection, works: Sequence[Work]) -> list[Known]:
-        """Take the write lock, then read and prove: one file is one place."""
+    @contextmanager
+    def begin(self, connection: Connection, limits: Limits) -> Iterator[None]:
+        """Begin with the write lock, waiting for it no longer than allowed."""
         raw = _raw(connection)
-        if not raw.in_transaction:
-            # An engine of the caller's own may begin later, or not at all; the read belongs under
-            # the lock, or two writers would merge into the same state.
-            raw.execute("BEGIN IMMEDIATE")
+        with _patience(raw, limits.lock):
+            transaction = connection.begin()
+            if not raw.in_transaction:
+                # An engine of the caller's own may begin later, or not at all; the read belongs
+                # under the lock, or two writers would merge into the same state.
+                raw.execute("BEGIN IMMEDIATE")
+        with transaction:
+            yield
+
+    def read(
+        self, connection: Connection, works: Sequence[Work], limits: Limits
+    ) -> list[Known | None]:
+        """Read and prove: one file is one place, and its lock is there since the beginning."""
+        raw = _raw(connection)
         return [self._read(raw, index, work) for index, work in enumerate(works)]
 
     def write(
@@ -77,6 +102,7 @@ class SqliteStore:
         connection: Connection,
         works: Sequence[Work],
         changes: Sequence[Changes],
+        limits: Limits,
         *,
         commit: bool,
     ) -> None:
@@ -87,8 +113,38 @@ class SqliteStore:
                 _write(raw, change)
             except sqlite3.Error as error:
                 raise PlaceFailed(index) from error
+        reach(Step.WRITTEN)
         if commit:
             connection.commit()
+
+    def page(
+        self, connection: Connection, placement: Placement, after: str, size: int, limits: Limits
+    ) -> list[tuple[str, Person]]:
+        """Return the next rows of the file; writers go on meanwhile."""
+        with self._looking(connection, placement) as cursor:
+            return [_person(row) for row in cursor.execute(_PAGE, (after, size))]
+
+    def buried(
+        self,
+        connection: Connection,
+        placement: Placement,
+        subjects: Collection[str],
+        limits: Limits,
+    ) -> frozenset[str]:
+        """Return which of some people were deleted for good."""
+        with self._looking(connection, placement) as cursor:
+            rows = cursor.execute(_READ_TOMBSTONES, (_json(list(subjects)),))
+            return frozenset(subject for subject, _ in rows)
+
+    @contextmanager
+    def _looking(self, connection: Connection, placement: Placement) -> Iterator[sqlite3.Cursor]:
+        """Give a cursor in a transaction that reads the file, which is proven first."""
+        reading = connection.execution_options(**{READ_ONLY: True})
+        with reading.begin(), closing(_raw(reading).cursor()) as cursor:
+            self._isolation.bind(cast("DBAPICursor", cursor), placement)
+            self._isolation.locate(cast("DBAPICursor", cursor), placement)
+            self._isolation.confirm(cursor.fetchone(), placement)
+            yield cursor
 
     def _read(self, raw: sqlite3.Connection, index: int, work: Work) -> Known:
         cursor = raw.cursor()
@@ -107,24 +163,41 @@ def _raw(connection: Connection) -> sqlite3.Connection:
     return cast("sqlite3.Connection", connection.connection.driver_connection)
 
 
+@contextmanager
+def _patience(raw: sqlite3.Connection, seconds: float | None) -> Iterator[None]:
+    """Wait no longer than this for a lock; as long as the connection was told to where None."""
+    if seconds is None:
+        yield
+        return
+    ((usual,),) = raw.execute("PRAGMA busy_timeout").fetchall()
+    raw.execute(f"PRAGMA busy_timeout = {min(usual, round(seconds * 1000))}").close()
+    try:
+        yield
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {usual}").close()
+
+
 def _known(cursor: sqlite3.Cursor, work: Work) -> Known:
     ids = _json([event.id for event in work.events])
-    subjects = _json(list({event.sub for event in work.events if event.sub}))
+    subjects = _json(work.subjects())
     seen = frozenset(row[0] for row in cursor.execute(_READ_LEDGER, (ids,)))
     people: dict[str, Person | Tombstone] = {}
-    for subject, clocks, created, *values in cursor.execute(_READ_PEOPLE, (subjects,)):
-        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
-        for name in _BOOLEANS:
-            row[name] = bool(row[name])
-        for name in _LISTS:
-            row[name] = msgspec.json.decode(row[name]) if row[name] else []
-        moment = datetime.fromisoformat(created).replace(tzinfo=UTC)
-        people[subject] = Person(
-            row, revert_clocks(msgspec.json.decode(clocks)), round(moment.timestamp() * 1000)
-        )
+    people.update(map(_person, cursor.execute(_READ_PEOPLE, (subjects,))))
     for subject, clock in cursor.execute(_READ_TOMBSTONES, (subjects,)):
         people[subject] = Tombstone(clock)
     return Known(seen, people)
+
+
+def _person(row: Sequence[Any]) -> tuple[str, Person]:
+    subject, clocks, created, *values = row
+    known: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+    for name in _BOOLEANS:
+        known[name] = bool(known[name])
+    for name in _LISTS:
+        known[name] = msgspec.json.decode(known[name]) if known[name] else []
+    moment = datetime.fromisoformat(created).replace(tzinfo=UTC)
+    clocks = revert_clocks(msgspec.json.decode(clocks))
+    return subject, Person(known, clocks, round(moment.timestamp() * 1000))
 
 
 def _write(raw: sqlite3.Connection, change: Changes) -> None:
@@ -150,6 +223,12 @@ def _write(raw: sqlite3.Connection, change: Changes) -> None:
             for subject, person in change.people.items()
         ],
     )
+    if change.advanced:
+        rows = [
+            (subject, _json(invert_clocks(person.clocks)), _moment(person.created))
+            for subject, person in change.advanced.items()
+        ]
+        raw.execute(_WRITE_CLOCKS, (_json(rows),))
     raw.executemany(_WRITE_TOMBSTONES, change.tombstones.items())
     raw.executemany(_REMOVE_PEOPLE, [(subject,) for subject in change.tombstones])
     raw.executemany(

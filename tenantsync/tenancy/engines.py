@@ -4,9 +4,11 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
 
+import psycopg
+from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
@@ -14,7 +16,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from tenantsync.errors import ConfigError, TenantUnavailable
 
-__all__ = ["READ_ONLY", "EngineFactory", "make_engine"]
+__all__ = [
+    "READ_ONLY",
+    "BoundedConnection",
+    "EngineFactory",
+    "ServerSilent",
+    "connect_arguments",
+    "make_engine",
+    "watch_file",
+]
 
 READ_ONLY: Final = "tenantsync_read_only"
 """Execution option of a connection whose transactions take no write lock of SQLite."""
@@ -22,6 +32,49 @@ READ_ONLY: Final = "tenantsync_read_only"
 _NAME: Final = "tenantsync"
 _FILE: Final = "tenantsync_file"
 _THRESHOLD: Final = "prepare_threshold"
+_TICK: Final = 0.1  # the driver looks up that often while it waits
+_T = TypeVar("_T")
+
+
+class ServerSilent(psycopg.OperationalError):
+    """The server took the connection and then did not answer in time; the connection is closed."""
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that does not wait for ever for a server that hangs.
+
+    Such a server keeps none of its own timeouts, and acknowledges what is sent to it, so that TCP
+    does not notice either.
+    """
+
+    answer_timeout: float | None = None
+    """Seconds to wait for the answer to one statement; None for as long as it takes."""
+
+    def wait(self, gen: PQGen[_T], interval: float = _TICK, timeout: float | None = None) -> _T:
+        """Wait for what the driver does, but no longer than `answer_timeout`.
+
+        Raises:
+            ServerSilent: It took longer; the connection is closed.
+        """
+        if timeout is not None:  # the driver's own business, such as to cancel
+            return super().wait(gen, interval, timeout)
+        if self.answer_timeout is None:
+            return super().wait(gen, interval)
+        return super().wait(self._within(gen, self.answer_timeout), interval)
+
+    def _within(self, gen: PQGen[_T], seconds: float) -> PQGen[_T]:
+        deadline = time.monotonic() + seconds
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() >= deadline:
+                    self.pgconn.finish()
+                    raise ServerSilent(f"no answer within {seconds:g} s: the connection was closed")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            value: _T = done.value
+            return value
 
 
 class EngineFactory(Protocol):
@@ -70,24 +123,51 @@ def make_engine(
         "pool_use_lifo": True,
     }
     if url.get_backend_name() != "sqlite":
-        # What the URL says wins over our defaults.
-        defaults = {
-            "application_name": _NAME,
-            "connect_timeout": max(2, round(connect_timeout)),  # whole seconds; libpq takes 1 for 2
-            # A server that vanished without a word must not hold a writer for hours.
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,  # milliseconds
-        }
-        arguments = {k: v for k, v in defaults.items() if k not in url.query}
-        return create_engine(url, connect_args=arguments | _preparing(url), **bounds)
+        arguments = connect_arguments(url, connect_timeout)
+        engine = create_engine(url, module=_Driver(), connect_args=arguments, **bounds)
+        _bound(engine, connect_timeout)
+        return engine
     engine = create_engine(
         url,
         creator=lambda: _open_file(url.database, lock_timeout, create=create),
         poolclass=QueuePool,
         **bounds,
     )
+
+    watch_file(engine, url)
+    return engine
+
+
+def connect_arguments(url: URL, connect_timeout: float) -> dict[str, Any]:
+    """Return what psycopg is told when it connects, beside what the URL says.
+
+    Args:
+        url: The database.
+        connect_timeout: Seconds to wait for a connection.
+
+    Raises:
+        ConfigError: The URL's `prepare_threshold` is neither a number nor `none`.
+    """
+    defaults = {
+        "application_name": _NAME,
+        "connect_timeout": max(2, round(connect_timeout)),  # whole seconds; libpq takes 1 for 2
+        # A server that vanished without a word must not hold a writer for hours.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,  # milliseconds
+    }
+    # What the URL says wins over our defaults.
+    return {k: v for k, v in defaults.items() if k not in url.query} | _preparing(url)
+
+
+def watch_file(engine: Engine, url: URL) -> None:
+    """Have an engine notice when its SQLite file is replaced, and begin with the lock it needs.
+
+    Args:
+        engine: The engine, whose driver begins no transactions by itself.
+        url: The file.
+    """
 
     # A file that was dropped and made anew has another identity. What a connection to the former
     # one commits would be nowhere.
@@ -108,7 +188,36 @@ def make_engine(
         reads = connection.get_execution_options().get(READ_ONLY, False)
         connection.exec_driver_sql("BEGIN DEFERRED" if reads else "BEGIN IMMEDIATE")
 
-    return engine
+
+class _Driver:
+    """psycopg, with connections that can be bounded.
+
+    In place of the module, so that listeners for `do_connect`, which fetch passwords, are asked.
+    """
+
+    connect = BoundedConnection.connect
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(psycopg, name)
+
+
+def _bound(engine: Engine, connect_timeout: float) -> None:
+    """Bound whatever SQLAlchemy asks a new connection: that is a part of connecting.
+
+    After that it is for who uses the connection to say how long an answer may take: a migration
+    has all the time in the world.
+    """
+
+    def begin(driver: object, _record: object) -> None:
+        if isinstance(driver, BoundedConnection):
+            driver.answer_timeout = connect_timeout
+
+    def end(driver: object, _record: object) -> None:
+        if isinstance(driver, BoundedConnection):
+            driver.answer_timeout = None
+
+    event.listen(engine, "connect", begin, insert=True)
+    event.listen(engine, "connect", end)
 
 
 def _preparing(url: URL) -> dict[str, int | None]:

@@ -17,10 +17,14 @@ from typing import Self
 from sqlalchemy import Connection, Engine, QueuePool
 
 from tenantsync.errors import TenantUnavailable
-from tenantsync.tenancy.engines import EngineFactory, make_engine
+from tenantsync.tenancy.engines import BoundedConnection, EngineFactory, make_engine
 from tenantsync.tenants import Placement
 
-__all__ = ["EngineRegistry"]
+__all__ = ["EngineRegistry", "NoConnection"]
+
+
+class NoConnection(TenantUnavailable):
+    """No connection became free in time. It says nothing against the tenant's database."""
 
 
 @dataclass(slots=True)
@@ -50,6 +54,8 @@ class EngineRegistry:
             is unused, which is then disposed, the least recently used first.
         max_connections: How many connections this process may have to one PostgreSQL server, over
             all its databases, idle ones included. SQLite files are bounded by `max_engines`.
+        per_database: How many of them one database may have, so that one that hangs leaves some
+            to the others. By default half, or `idle` if that is more.
         idle: How many unused connections one engine keeps. Let it be `max_connections` where all
             tenants share a database, and 1 where each has its own.
         patience: Seconds that a caller waits for an engine or a connection to become free.
@@ -62,6 +68,7 @@ class EngineRegistry:
         *,
         max_engines: int = 64,
         max_connections: int = 10,
+        per_database: int | None = None,
         idle: int = 1,
         patience: float = 5.0,
         factory: EngineFactory = make_engine,
@@ -70,6 +77,8 @@ class EngineRegistry:
         self._max_engines = max_engines
         self._max_connections = max_connections
         self._idle = min(idle, max_connections)
+        share = max(self._idle, -(-max_connections // 2)) if per_database is None else per_database
+        self._per_database = min(share, max_connections)
         self._patience = patience
         self._factory = factory
         self._clock = clock
@@ -99,14 +108,24 @@ class EngineRegistry:
             return len(self._held)
 
     @contextmanager
-    def connect(self, placement: Placement) -> Iterator[Connection]:
+    def connect(
+        self, placement: Placement, *, answer_timeout: float | None = None
+    ) -> Iterator[Connection]:
         """Lease a connection to the placement's database; bind it before you use it.
 
         The connection is returned on leaving, and what was not committed is rolled back.
 
+        Args:
+            placement: Whose database it is.
+            answer_timeout: Seconds to wait for the answer to one statement before the connection
+                is given up: a PostgreSQL server that hangs keeps none of its own timeouts. None
+                waits for as long as it takes. An engine of the caller's own, or one whose factory
+                does not use `make_engine`, is not bounded.
+
         Raises:
-            TenantUnavailable: No engine or connection became free in time, or the registry is
-                closed. Errors of the driver, such as a refused connection, come out as they are.
+            NoConnection: No engine or connection became free in time.
+            TenantUnavailable: The registry is closed. Errors of the driver, such as a refused
+                connection, come out as they are.
         """
         if placement.engine is not None:
             with placement.engine.connect() as connection, _rolled_back(connection):
@@ -114,7 +133,11 @@ class EngineRegistry:
             return
         held = self._lease(placement)
         try:
-            with held.engine.connect() as connection, _rolled_back(connection):
+            with (
+                held.engine.connect() as connection,
+                _answering(connection, answer_timeout),
+                _rolled_back(connection),
+            ):
                 yield connection
         finally:
             self._release(held)
@@ -140,7 +163,7 @@ class EngineRegistry:
                     held.leases += 1
                     return held
                 if not self._changed.wait(deadline - self._clock()):
-                    raise TenantUnavailable(
+                    raise NoConnection(
                         f"no connection became free within {self._patience:g} s: raise "
                         "max_connections or max_engines, or look for slow statements"
                     )
@@ -159,6 +182,8 @@ class EngineRegistry:
         """Whether the engine's server may have one more connection in use."""
         if held.server is None:
             return True
+        if held.leases >= self._per_database:
+            return False
         opens = held.leases >= held.connections
         while self._connections(held.server) + opens > self._max_connections:
             if not self._dispose_unused(held.server, keep=held):
@@ -184,6 +209,19 @@ class EngineRegistry:
             if held.leases == 0 and self._closed:
                 self._dispose(next(key for key, other in self._held.items() if other is held))
             self._changed.notify_all()
+
+
+@contextmanager
+def _answering(connection: Connection, timeout: float | None) -> Iterator[None]:
+    driver = connection.connection.driver_connection
+    if timeout is None or not isinstance(driver, BoundedConnection):
+        yield
+        return
+    driver.answer_timeout = timeout
+    try:
+        yield
+    finally:
+        driver.answer_timeout = None
 
 
 @contextmanager

@@ -26,12 +26,17 @@ __all__ = [
     "AnyTenant",
     "AsyncTenantSource",
     "ListedTenants",
+    "TenantHalfMade",
     "TenantListing",
     "TenantResolver",
     "TenantSource",
 ]
 
 _REMEMBERED: Final = 20_000
+
+
+class TenantHalfMade(TenantUnavailable):
+    """The tenant's place is being made, or whoever made it was interrupted."""
 
 
 class TenantSource(Protocol):
@@ -175,19 +180,38 @@ class TenantResolver:
             return tenant
         wanted = cast("str", tenant_id)
         try:
-            found = self._source.find(wanted)
-            if inspect.isawaitable(found):
-                found = asyncio.run(_awaited(found))
-            _check(found)
+            found = self._find_blocking(wanted)
         except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
         return self._remember(wanted, found)
 
-    def forget(self) -> None:
-        """Look every tenant up anew from now on; what was last known stays for outages."""
+    def find_blocking(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant, suspended or not, or None where there is none. Asks anew.
+
+        Raises:
+            TenantUnavailable: It could not be looked up, or is not ready.
+        """
+        try:
+            return self._find_blocking(tenant_id)
+        except TenantUnavailable:
+            raise
+        except Exception as error:  # whatever a source raises means "cannot say"
+            raise TenantUnavailable(
+                f"the tenant could not be looked up: {type(error).__name__}"
+            ) from error
+
+    def forget(self, tenant_id: str) -> None:
+        """Look a tenant up anew from now on; what was last known stays for outages."""
         with self._lock:
-            self._known.clear()
-            self._missing.clear()
+            self._known.pop(tenant_id, None)
+            self._missing.pop(tenant_id, None)
+
+    def _find_blocking(self, tenant_id: str) -> Tenant | None:
+        found = self._source.find(tenant_id)
+        if inspect.isawaitable(found):
+            found = asyncio.run(_awaited(found))
+        _check(found)
+        return found
 
     def _remember(self, tenant_id: str, tenant: Tenant | None) -> Tenant:
         with self._lock:
@@ -204,6 +228,8 @@ class TenantResolver:
         with self._lock:
             tenant = self._last_known.get(tenant_id)
         if tenant is None:
+            if isinstance(error, TenantHalfMade):
+                raise error
             retry = isinstance(error, TenantSyncError) and error.retry
             raise TenantUnavailable(
                 f"the tenant could not be looked up: {error if retry else type(error).__name__}"

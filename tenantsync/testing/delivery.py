@@ -104,17 +104,24 @@ def iso(milliseconds: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
 
 
-def jsonb(value: object) -> bytes:
+def jsonb(value: object, *, ordered: bool = True) -> bytes:
     """Return a JSON value in the bytes that AuthVital sends.
 
     AuthVital keeps a payload in a PostgreSQL `jsonb` column and serialises it anew for each
     attempt: keys ordered by their length in bytes, then by their bytes; no white space; raw UTF-8.
 
+    Args:
+        value: The JSON value.
+        ordered: Whether it came out of that column. The legacy sender's system webhooks did not:
+            their keys stand as they were written.
+
     Raises:
         ValueError: The column could not hold it: U+0000, a lone surrogate, NaN or an infinity.
         TypeError: It is no JSON value.
     """
-    text = json.dumps(_ordered(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    stored = _ordered(value)
+    sent = stored if ordered else value
+    text = json.dumps(sent, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode()
 
 

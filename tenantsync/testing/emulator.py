@@ -1,4 +1,4 @@
-"""A local AuthVital: it signs and delivers sync events, serves its JWKS, and fails on demand.
+"""A local AuthVital: it knows people, tells of them, serves keys and API, and fails on demand.
 
 Written from the format in `docs/reference/provider.md`, not from our verifier, which it must never
 import: what both agree on is then more than one person's reading.
@@ -9,15 +9,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx2
-
+from tenantsync.testing.actions import Actions, Future
+from tenantsync.testing.api import BASE, IntegrationApi, discovery
 from tenantsync.testing.delivery import (
     LADDERS,
-    TIMEOUT,
     Attempt,
     Delivery,
     Mode,
@@ -25,13 +25,19 @@ from tenantsync.testing.delivery import (
     iso,
     jsonb,
     sign,
+    sign_system,
 )
 from tenantsync.testing.keys import Keys, SigningKey
-from tenantsync.testing.server import Request, Response, Server
+from tenantsync.testing.outbox import Emission, Outbox, Which
+from tenantsync.testing.sending import Sender
+from tenantsync.testing.server import Faults, Request, Response, Server
+from tenantsync.testing.state import State
+from tenantsync.testing.tokens import Tokens
 
 __all__ = [
     "Attempt",
     "Delivery",
+    "Emission",
     "Emulator",
     "Faults",
     "Keys",
@@ -40,32 +46,8 @@ __all__ = [
     "VirtualClock",
 ]
 
-_MAX_ANSWER = 64 * 1024
-_MAX_REDIRECTS = 20  # as many as Node's fetch follows
-
 Route = Callable[[Request], Response]
 _Part = TypeVar("_Part")
-
-
-@dataclass(slots=True)
-class Faults:
-    """What the JWKS endpoint does wrong. Set the fields while the emulator runs.
-
-    Args:
-        status: Answer with this status in place of 200.
-        delay: Wait so many seconds before answering.
-        hang: Never answer.
-        body: Serve these bytes in place of the JWKS: garbage, or a set that a cache kept.
-    """
-
-    status: int | None = None
-    delay: float = 0.0
-    hang: bool = False
-    body: bytes | None = None
-
-    def clear(self) -> None:
-        """Make the endpoint behave again."""
-        self.status, self.delay, self.hang, self.body = None, 0.0, False, None
 
 
 class Emulator:
@@ -82,9 +64,22 @@ class Emulator:
         keys: The signing keys; None makes one when it is first needed.
         host: Address to serve on.
         port: Port to serve on; 0 takes a free one.
-        clock: Unix seconds, for timestamps of bodies and signatures.
+        clock: Unix seconds, for timestamps of bodies, signatures and answers.
         sleep: Waits so many seconds between attempts. With a `VirtualClock`, pass its `sleep`.
         new_id: Makes event ids.
+        token_keys: Keys that sign tokens; None lets `keys` sign them too, as AuthVital did before
+            it parted the two. One JWKS holds both kinds, and nothing in it tells them apart.
+        issuer: The `iss` of tokens; None is the base URL.
+        future: Whether also those five sync types are sent that AuthVital knows and never sends;
+            "one" tells of a person in one of their tenants, "each" (and True) in each.
+        seed: Makes the ids of people, tenants and the rest reproducible.
+
+    Attributes:
+        state: Who and what there is; `actions` change it, and put what they tell into `outbox`.
+        tokens: Mints tokens, honest ones and look-alikes.
+        integration: The token endpoint and the integration API, with their throttle.
+        keys, faults, routes, clock: The signing keys, what endpoints do wrong, what is answered by
+            method and path, and unix seconds.
     """
 
     def __init__(
@@ -96,25 +91,45 @@ class Emulator:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        token_keys: Keys | None = None,
+        issuer: str | None = None,
+        future: bool | Future = False,
+        seed: int | None = None,
     ) -> None:
         self.keys = keys or Keys(clock=clock)
+        self._token_keys = token_keys
+        self._issuer = issuer
+        self.state = State(seed)
+        self.outbox = Outbox()
+        self.actions = Actions(
+            self.state,
+            self.outbox,
+            clock=clock,
+            new_id=new_id,
+            future=("each" if future else None) if isinstance(future, bool) else future,
+        )
+        signing = token_keys or self.keys
+        self.tokens = Tokens(signing, issuer=self._iss, state=self.state, clock=clock)
+        self.integration = IntegrationApi(
+            self.state, self.tokens, signing, issuer=self._iss, clock=clock
+        )
         self.faults = Faults()
         self.routes: dict[tuple[str, str], Route] = {
             ("GET", "/.well-known/jwks.json"): self._serve_jwks,
             ("GET", "/.well-known/openid-configuration"): self._serve_discovery,
+            ("POST", "/oauth/token"): self.integration.token,
         }
         self.clock = clock
         self._sleep = sleep
         self._new_id = new_id
         self._address = (host, port)
         self._server: Server | None = None
-        self._client: httpx2.Client | None = None
+        self._sender = Sender(clock)
         self._closed = threading.Event()
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         """Start serving."""
-        self.keys.active  # noqa: B018 - made here, lest the first request waits for it
+        self.jwks()  # keys are made here, lest the first request waits for them
         host, port = self._address
         self._closed.clear()
         self._server = Server(self._respond, host=host, port=port)
@@ -128,12 +143,10 @@ class Emulator:
     ) -> None:
         """Stop serving; requests that hang are let go."""
         self._closed.set()
-        server, client = self._server, self._client
-        self._server = self._client = None
+        server, self._server = self._server, None
         if server is not None:
             server.close()
-        if client is not None:
-            client.close()
+        self._sender.close()
 
     @property
     def url(self) -> str:
@@ -153,9 +166,19 @@ class Emulator:
         """
         return _running(self._server).requests
 
+    @property
+    def issuer(self) -> str:
+        """The `iss` of tokens: what was given, or the base URL.
+
+        Raises:
+            RuntimeError: None was given, and the emulator is not running.
+        """
+        return self._issuer or self.url
+
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """Return the JSON Web Key Set that holds the signing key and the passive ones."""
-        return self.keys.jwks()
+        """Return the JSON Web Key Set: signing and passive keys, of webhooks and of tokens."""
+        both = [self.keys] if self._token_keys is None else [self.keys, self._token_keys]
+        return {"keys": [key.jwk() for keys in both for key in keys.published()]}
 
     def freeze_jwks(self) -> None:
         """Go on serving the JWKS of this moment, as a cache before AuthVital may for an hour."""
@@ -238,20 +261,8 @@ class Emulator:
         Raises:
             RuntimeError: The emulator is not running.
         """
-        client = self._http()
-        began = self.clock()
-        try:
-            response = client.post(
-                url,
-                content=delivery.body,
-                headers=dict(delivery.headers),
-                follow_redirects=mode == "legacy",
-            )
-        except httpx2.HTTPError as error:
-            reason = str(error) or "no answer in time"
-            return Attempt(number, began, delivery, error=f"{type(error).__name__}: {reason}")
-        answer = response.content[:_MAX_ANSWER].decode("utf-8", "replace")
-        return Attempt(number, began, delivery, response.status_code, answer)
+        _running(self._server)
+        return self._sender.send(delivery, url, mode=mode, number=number)
 
     def deliver(self, body: bytes, url: str, *, mode: Mode = "broker") -> list[Attempt]:
         """Deliver a body, and again after each failure, until a 2xx or the fifth attempt.
@@ -279,26 +290,85 @@ class Emulator:
                 break
         return attempts
 
-    def _http(self) -> httpx2.Client:
+    def deliver_waiting(
+        self, url: str | None = None, *, which: Which | None = None, mode: Mode = "broker"
+    ) -> list[tuple[Emission, list[Attempt]]]:
+        """Take what waits in the outbox and deliver it, one after the other.
+
+        Sync events climb the ladder of `deliver`. System events go to every target that wants
+        them, once: of what AuthVital repeats there, and when, see `ladders`.
+
+        Args:
+            url: Where sync events go whose application has no `webhook_url`.
+            which: Chooses what to deliver; the rest waits on. None delivers all.
+            mode: Who sends.
+
+        Returns:
+            Each emission with its attempts.
+
+        Raises:
+            RuntimeError: The emulator is not running.
+            ValueError: An application has no `webhook_url`, and no other was given.
+        """
         _running(self._server)
-        with self._lock:
-            if self._client is None:
-                self._client = httpx2.Client(
-                    timeout=TIMEOUT,
-                    # The receiver is local, or named by the user: no proxy of the environment.
-                    trust_env=False,
-                    max_redirects=_MAX_REDIRECTS,
-                    headers={"User-Agent": "node"},
-                    limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64),
-                )
-            return self._client
+        done = []
+        for emission in self.outbox.take(which):
+            if emission.channel == "system":
+                done.append((emission, self.send_system(emission, mode=mode)))
+                continue
+            to = self.state.applications[emission.application_id].webhook_url or url
+            if to is None:
+                raise ValueError("the application has no webhook_url: set it, or name a URL here")
+            done.append((emission, self.deliver(emission.body(), to, mode=mode)))
+        return done
+
+    def system_delivery(
+        self, emission: Emission, *, mode: Mode = "broker", headers: Mapping[str, str] | None = None
+    ) -> Delivery:
+        """Sign a system event.
+
+        Args:
+            emission: The event.
+            mode: Who sends; the two order its keys differently, and sign what they send.
+            headers: The target's own headers, which override AuthVital's.
+        """
+        timestamp = str(emission.event["timestamp"])
+        body, key = emission.body(mode), self.keys.active
+        plain = sign_system(body, key, event_type=emission.type, timestamp=timestamp)
+        return replace(plain, headers={**plain.headers, **(headers or {})})
+
+    def send_system(self, emission: Emission, *, mode: Mode = "broker") -> list[Attempt]:
+        """Send a system event once to every target that wants its type.
+
+        Raises:
+            RuntimeError: The emulator is not running.
+        """
+        return [
+            self.send(
+                self.system_delivery(emission, mode=mode, headers=to.headers), to.url, mode=mode
+            )
+            for to in self.state.system_hooks
+            if emission.type in to.events
+        ]
+
+    def _iss(self) -> str:
+        return self.issuer
 
     def _respond(self, request: Request) -> Response:
         method = "GET" if request.method == "HEAD" else request.method
         route = self.routes.get((method, request.path))
+        if route is None and request.path.startswith(BASE):
+            route = self.integration.integration
         if route is None:
-            return Response(404, b'{"message":"Not Found","statusCode":404}')
-        return route(request)
+            response = Response(404, b'{"message":"Not Found","statusCode":404}')
+        else:
+            response = route(request)
+        spoil = self.faults.spoil.get(request.path)
+        if spoil is not None:
+            response = spoil(response)
+        # What the API says is dated by the provider's clock, and a test's provider has this one.
+        dated = {"Date": formatdate(self.clock(), usegmt=True)}
+        return replace(response, headers={**dated, **response.headers})
 
     def _serve_jwks(self, request: Request) -> Response:
         if self.faults.hang:
@@ -313,30 +383,9 @@ class Emulator:
         )
 
     def _serve_discovery(self, request: Request) -> Response:
-        issuer = self.url
-        document = {
-            "issuer": issuer,
-            "authorization_endpoint": f"{issuer}/oauth/authorize",
-            "token_endpoint": f"{issuer}/oauth/token",
-            "userinfo_endpoint": f"{issuer}/oauth/userinfo",
-            "jwks_uri": f"{issuer}/.well-known/jwks.json",
-            "revocation_endpoint": f"{issuer}/oauth/revoke",
-            "introspection_endpoint": f"{issuer}/oauth/introspect",
-            "end_session_endpoint": f"{issuer}/oauth/logout",
-            "check_session_iframe": f"{issuer}/oauth/check-session",
-            "response_types_supported": ["code"],
-            "response_modes_supported": ["query"],
-            "grant_types_supported": ["authorization_code", "refresh_token", "client_credentials"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"],
-            "token_endpoint_auth_methods_supported": ["client_secret_post", "client_secret_basic"],
-            "code_challenge_methods_supported": ["S256"],
-            "scopes_supported": ["openid", "profile", "email", "offline_access"],
-            "claims_supported": ["sub", "email", "name", "given_name", "family_name", "picture"],
-        }
         return Response(
             200,
-            _dump(document),
+            _dump(discovery(self.issuer)),
             {"Content-Type": "application/json", "Cache-Control": "public, max-age=86400"},
         )
 

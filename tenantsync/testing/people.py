@@ -12,7 +12,7 @@ from typing import Any
 
 from tenantsync.testing.delivery import iso, jsonb
 
-__all__ = ["APP_ROLES", "SYNC_TYPES", "Person", "make_people", "payload", "stream"]
+__all__ = ["APP_ROLES", "SYNC_TYPES", "Ids", "Person", "make_people", "payload", "stream"]
 
 APP_ROLES: Mapping[str, str] = MappingProxyType(
     {"admin": "Admin", "editor": "Editor", "viewer": "Viewer"}
@@ -104,6 +104,26 @@ class Person:
         """
         sub = sub or str(uuid.uuid5(uuid.NAMESPACE_URL, f"mailto:{email}"))
         return cls(sub, email, membership_id=_cuid(f"{tenant_id}/{sub}"))
+
+
+class Ids:
+    """Makes ids of the shapes that AuthVital's database makes.
+
+    Args:
+        seed: The same ids for the same seed; None makes others each time.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = random.Random(seed)
+        self._letters = string.digits + string.ascii_lowercase
+
+    def uuid(self) -> str:
+        """Return an id of a user, a tenant or an event."""
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+
+    def cuid(self) -> str:
+        """Return an id of anything else."""
+        return "c" + "".join(self._random.choices(self._letters, k=24))
 
 
 def payload(event_type: str, person: Person, /, **overrides: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-__all__ = ["Request", "Response", "Server"]
+__all__ = ["Faults", "Request", "Response", "Server"]
 
 _MAX_BODY = 1024 * 1024
 
@@ -22,6 +22,7 @@ class Request:
     Args:
         method: `GET`, `HEAD` or `POST`.
         path: The path without its query.
+        query: What stands after the question mark, as it was sent.
         headers: Header names in small letters, and values.
         body: At most 1 MiB.
         client: The sender's address, without its port.
@@ -34,6 +35,7 @@ class Request:
     body: bytes = field(repr=False)
     client: str
     at: float
+    query: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,40 @@ class Response:
     Args:
         status: The HTTP status.
         body: The raw bytes.
-        headers: Beside `Content-Length`, which the server adds.
+        headers: Beside `Content-Length` and, where it is not among them, `Date`.
+        length: The `Content-Length` to claim; None is the true one. A greater one makes an answer
+            that is cut off.
     """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+    length: int | None = None
+
+
+@dataclass(slots=True)
+class Faults:
+    """What the JWKS endpoint, and by `spoil` any other, does wrong. Set it while all runs.
+
+    Args:
+        status: Answer with this status in place of 200.
+        delay: Wait so many seconds before answering.
+        hang: Never answer.
+        body: Serve these bytes in place of the JWKS: garbage, or a set that a cache kept.
+        spoil: Changes answers of other endpoints, by path: `/api/integration/tenant-memberships` or
+            `/oauth/token`. Each function gets the honest answer and returns what is sent.
+    """
+
+    status: int | None = None
+    delay: float = 0.0
+    hang: bool = False
+    body: bytes | None = None
+    spoil: dict[str, Callable[[Response], Response]] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Make the endpoint behave again."""
+        self.status, self.delay, self.hang, self.body = None, 0.0, False, None
+        self.spoil.clear()
 
 
 class Server:
@@ -145,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(
             method=self.command,
             path=self.path.partition("?")[0],
+            query=self.path.partition("?")[2],
             headers={name.lower(): value for name, value in self.headers.items()},
             body=self.rfile.read(int(length)),
             client=str(self.client_address[0]),
@@ -153,10 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.server.answer(request))
 
     def _send(self, response: Response) -> None:
-        self.send_response(response.status)
+        self.send_response_only(response.status)
+        if "Date" not in response.headers:
+            self.send_header("Date", self.date_time_string())
         for name, value in response.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(response.body)))
+        length = len(response.body) if response.length is None else response.length
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(response.body)

@@ -12,7 +12,14 @@ from typing import Final
 from tenantsync.errors import Malformed, Rejected, TenantSyncError, UnknownTenant, Untrusted
 from tenantsync.observe import Outcome
 
-__all__ = ["RETRY_AFTER", "Answer", "answer_error", "answer_outcome"]
+__all__ = [
+    "ACKNOWLEDGED",
+    "RETRY_AFTER",
+    "Answer",
+    "answer_error",
+    "answer_outcome",
+    "answer_quarantined",
+]
 
 RETRY_AFTER: Final = 10
 """Seconds after which a sender may try again what could not be taken."""
@@ -36,6 +43,10 @@ class Answer:
         return RETRY_AFTER if self.status == 503 else None
 
 
+ACKNOWLEDGED: Final = Answer(204, {})
+"""What Pub/Sub takes for an acknowledgement; it has no body."""
+
+
 def answer_outcome(outcome: Outcome, *, reason: str | None = None) -> Answer:
     """Return the answer to an event that was accepted."""
     body = {"outcome": outcome.value}
@@ -44,8 +55,21 @@ def answer_outcome(outcome: Outcome, *, reason: str | None = None) -> Answer:
     return Answer(202 if outcome is Outcome.PARKED else 200, body)
 
 
+def answer_quarantined(error: Malformed) -> Answer:
+    """Return the answer to an authentic body that is no event and was kept: which field is odd."""
+    return Answer(
+        202,
+        {
+            "outcome": Outcome.PARKED.value,
+            "reason": "malformed",
+            "field": error.field,
+            "detail": error.reason,
+        },
+    )
+
+
 def answer_error(error: TenantSyncError) -> Answer:
-    """Return the answer to an event that was not applied.
+    """Return the answer to an event that was neither applied nor parked.
 
     What went wrong inside is not told to strangers: only a rejected delivery gets its reason.
     """

@@ -96,6 +96,7 @@ def test_the_command_shows_people_and_counts(tmp_path):
         "empty.db",
         "harbour.db",
         "solo.db",
+        "tenantsync.db",
         "tenantsync.toml",
     ]
     with closing(sqlite3.connect(folder / "tenants" / "empty.db")) as connection:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from tenantsync.cli.emulate import emulate, send
 from tenantsync.testing import control as control_module
+from tenantsync.testing.actions import Actions
 from tenantsync.testing.control import EmulatorError, Order, ask, control
 from tenantsync.testing.delivery import VirtualClock
 from tenantsync.testing.emulator import Emulator
@@ -595,17 +596,32 @@ def test_emulate_says_when_its_port_is_taken(receiver):
 # -- the page about it
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(9))
 def test_the_examples_of_the_page_run_as_printed(number):
     """Each Python block stands alone, and its assertions hold."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
-    assert len(blocks) == 5
+    assert len(blocks) == 9
     exec(compile(blocks[number], str(PAGE), "exec"), {})  # noqa: S102 - our own page
 
 
 def test_the_page_lists_every_wicked_way():
     """The table names those that the command takes, in their order."""
-    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    table = PAGE.read_text(encoding="utf-8").partition("| Name |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
 
     assert re.findall(r"`([a-z-]+)`", " ".join(rows)) == list(WICKED)
+
+
+def test_the_page_lists_every_action():
+    """The table names every public method of `actions`."""
+    table = PAGE.read_text(encoding="utf-8").partition("| Action |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = set(re.findall(r"`([a-z_]+)`", " ".join(rows))) - {"silent"}
+    public = {name for name, part in vars_of(Actions) if name[0] != "_" and callable(part)}
+
+    assert named == public - {"press_test_button"}
+
+
+def vars_of(kind):
+    return [item for one in kind.__mro__[:-1] for item in vars(one).items()]

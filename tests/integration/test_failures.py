@@ -2,8 +2,11 @@
 
 import asyncio
 import socket
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -22,6 +25,7 @@ from guarding import (
 from sqlalchemy import create_engine, text
 
 from tenantsync.errors import (
+    EventRefused,
     HookFailed,
     TenantNotIsolated,
     TenantNotMigrated,
@@ -29,7 +33,7 @@ from tenantsync.errors import (
     TenantUnavailable,
 )
 from tenantsync.observe import Outcome
-from tenantsync.sync.apply import Work
+from tenantsync.sync.apply import Limits, Work
 from tenantsync.sync.batch import Applier
 from tenantsync.sync.handler import IdentitySyncHandler
 from tenantsync.sync.postgres import lock_key
@@ -64,8 +68,14 @@ def handle_all(handler, events):
     return asyncio.run(every())
 
 
-def applier(registry, **options):
-    return Applier(registry, DatabaseIsolation(None), **options)
+def applied(registry, works, **options):
+    """Apply works together, and those that were taken out apart, as the writer does."""
+    applier = Applier(registry, DatabaseIsolation(None), **options)
+    together = applier.apply(works)
+    return [
+        applier.apply_apart(work) if results is None else results
+        for work, results in zip(works, together, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +85,8 @@ def applier(registry, **options):
         ("DROP TABLE {s}av_sync_events", TenantNotMigrated),
         ("ALTER TABLE {s}av_identities DROP COLUMN clocks", TenantNotMigrated),
         ("DROP SCHEMA tenant_0003 CASCADE", TenantNotMigrated),
-        ("ALTER TABLE {s}av_identities ADD CHECK (email IS NULL)", TenantUnavailable),
-        ("ALTER TABLE {s}av_identities ADD extra integer NOT NULL", TenantUnavailable),
+        ("ALTER TABLE {s}av_identities ADD CHECK (email IS NULL)", EventRefused),
+        ("ALTER TABLE {s}av_identities ADD extra integer NOT NULL", EventRefused),
         ("ALTER TABLE {s}av_sync_events RENAME COLUMN outcome TO result", TenantNotMigrated),
     ],
 )
@@ -113,11 +123,11 @@ def test_a_broken_place_fails_alone_wherever_it_stands_in_the_batch(schema_place
             ask(broken, "ALTER TABLE {s}av_sync_events ADD CHECK (type = '')")
     works = [Work(place, [make("member.joined", tenant=f"t{n}")]) for n, place in enumerate(places)]
     with EngineRegistry() as registry:
-        results = applier(registry).apply(works)
+        results = applied(registry, works)
 
     for number, (result,) in enumerate(results):
         if number == index:
-            assert isinstance(result, TenantUnavailable | TenantNotMigrated)
+            assert isinstance(result, TenantUnavailable | TenantNotMigrated | EventRefused)
         else:
             assert result is Outcome.APPLIED
             assert people(places[number]) == ["ann"]
@@ -130,7 +140,7 @@ def test_two_broken_places_in_one_batch_spare_the_third(schema_places):
         ask(place, "DROP TABLE {s}av_identities CASCADE")
     works = [Work(place, [make("member.joined")]) for place in places]
     with EngineRegistry() as registry:
-        results = applier(registry).apply(works)
+        results = applied(registry, works)
 
     assert [type(result) for (result,) in results[:2]] == [TenantNotMigrated] * 2
     assert results[2] == [Outcome.APPLIED]
@@ -150,10 +160,10 @@ def test_a_constraint_of_the_application_refuses_one_event_only(migrated_place):
     subs = ["a", "b", "bad", "c", "d"]
     work = Work(migrated_place, [make("member.joined", sub, id=f"e-{sub}") for sub in subs])
     with EngineRegistry() as registry:
-        (results,) = applier(registry).apply([work])
+        (results,) = applied(registry, [work])
 
     refused = results.pop(2)
-    assert isinstance(refused, TenantUnavailable)
+    assert isinstance(refused, EventRefused)
     # Neither the address nor what the database said of it; a database name may hold "bad".
     assert "@example" not in str(refused)
     assert results == [Outcome.APPLIED] * 4
@@ -173,11 +183,11 @@ def test_a_constraint_checked_at_commit_refuses_one_event_only(schema_places):
     )
     works = [Work(place, [make("member.joined", s) for s in ("good", "ill")]) for place in places]
     with EngineRegistry() as registry:
-        results = applier(registry).apply(works)
+        results = applied(registry, works)
 
     assert results[0] == results[2] == [Outcome.APPLIED] * 2
     assert results[1][0] is Outcome.APPLIED
-    assert isinstance(results[1][1], TenantUnavailable)
+    assert isinstance(results[1][1], EventRefused)
     assert people(places[1]) == ["good"]
 
 
@@ -209,15 +219,15 @@ def test_a_commit_that_fails_leaves_nothing_behind(migrated_place, kind):
     with registry, IdentitySyncHandler(migrated_place, registry=registry, observers=()) as handler:
         handler.on("member.joined")(lambda event, session: None)
 
-        assert told(handler, make(kind, "ann")) is TenantUnavailable
+        assert told(handler, make(kind, "ann")) is EventRefused
         assert counts(migrated_place) == dict.fromkeys(TABLES, 0)
         ask(migrated_place, "INSERT INTO {s}allowed VALUES ('ann')")
         assert told(handler, make(kind, "ann")) is Outcome.APPLIED
         subs = ["bob", "cy", "ann"]
-        (results,) = applier(registry).apply([Work(migrated_place, [make(kind, s) for s in subs])])
+        (results,) = applied(registry, [Work(migrated_place, [make(kind, s) for s in subs])])
 
-    assert isinstance(results[0], TenantUnavailable)
-    assert isinstance(results[1], TenantUnavailable)
+    assert isinstance(results[0], EventRefused)
+    assert isinstance(results[1], EventRefused)
     assert results[2] in (Outcome.APPLIED, Outcome.STALE)
     assert people(migrated_place) == ["ann"]
 
@@ -228,7 +238,7 @@ def test_a_place_that_is_locked_elsewhere_delays_nobody_else_into_failure(schema
     works = [Work(place, [make("member.joined")]) for place in places]
     with EngineRegistry() as registry, connected(places[0]) as other:
         other.execute("SELECT pg_advisory_lock(%s)", [lock_key(places[2])])
-        results = applier(registry, statement_timeout=0.2).apply(works)
+        results = applied(registry, works, statement_timeout=0.2)
 
     assert isinstance(results[2][0], TenantUnavailable)
     assert [results[n] for n in (0, 1, 3)] == [[Outcome.APPLIED]] * 3
@@ -240,10 +250,43 @@ def test_a_table_that_is_locked_elsewhere_fails_its_own_tenant_only(schema_place
     works = [Work(place, [make("member.joined")]) for place in places]
     with EngineRegistry() as registry, connected(places[0]) as other, other.transaction():
         other.execute(f"LOCK TABLE {places[1].schema}.av_identities")
-        results = applier(registry, statement_timeout=0.2).apply(works)
+        results = applied(registry, works, statement_timeout=0.2)
 
     assert isinstance(results[1][0], TenantUnavailable)
     assert [results[n] for n in (0, 2)] == [[Outcome.APPLIED]] * 2
+
+
+def test_who_holds_a_batch_up_is_known_without_waiting(schema_places):
+    """The others are committed while the one whose lock is held is waited for."""
+    places = schema_places(3)
+    works = [Work(place, [make("member.joined")]) for place in places]
+    with EngineRegistry() as registry, connected(places[0]) as other, ThreadPoolExecutor(1) as pool:
+        applier = Applier(registry, DatabaseIsolation(None))
+        applier._hurry = Limits(60.0, 60.0)
+        other.execute("SELECT pg_advisory_lock(%s)", [lock_key(places[1])])
+        answer = pool.submit(applier.apply, works)
+        deadline = time.monotonic() + 30
+        while not (people(places[0]) and people(places[2])):
+            assert time.monotonic() < deadline
+        assert not answer.done()
+        other.execute("SELECT pg_advisory_unlock_all()")
+
+        assert answer.result(30) == [[Outcome.APPLIED]] * 3
+
+
+def test_who_locks_a_table_is_known_after_a_moment(schema_places):
+    """A shared batch waits for a lock much less long than a statement may take."""
+    places = schema_places(3)
+    works = [Work(place, [make("member.joined")]) for place in places]
+    with EngineRegistry() as registry, connected(places[0]) as other, other.transaction():
+        applier = Applier(registry, DatabaseIsolation(None))
+        applier._hurry = replace(applier._hurry, statement=60.0)
+        other.execute(f"LOCK TABLE {places[1].schema}.av_identities")
+        started = time.monotonic()
+        results = applier.apply(works)
+
+    assert results == [[Outcome.APPLIED], None, [Outcome.APPLIED]]
+    assert time.monotonic() - started < 20
 
 
 def terminate(place):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenantsync.sync.pipeline import Pipeline, StatementFailed, text_array
+from tenantsync.tenancy.engines import ServerSilent
 
 TEXTS = st.lists(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
 
@@ -79,6 +80,28 @@ def test_a_server_that_goes_away_in_the_middle_is_an_error(connection):
 
     error = caught.value if caught.type is not StatementFailed else caught.value.__cause__
     assert isinstance(error, psycopg.OperationalError)
+
+
+def test_a_server_that_does_not_answer_in_time_is_given_up(connection):
+    """The connection is closed then: nobody knows what still runs on it."""
+    pipeline = Pipeline(connection)
+    pipeline.add(b"SELECT 1")
+    pipeline.add(b"SELECT pg_sleep(60)")
+
+    with pytest.raises(ServerSilent, match=r"no answer within 0\.2 s"):
+        pipeline.run(0.2)
+
+    assert connection.closed
+
+
+def test_as_long_as_answers_come_the_server_is_not_given_up(connection):
+    """It is silence that is bounded, not the whole: many statements may take their time."""
+    pipeline = Pipeline(connection)
+    for _ in range(6):
+        # Each answer is bigger than the server's buffer, so that none waits for the next.
+        pipeline.add(b"SELECT repeat('x', 100000), pg_sleep(0.3)")
+
+    assert len(pipeline.run(1.0)) == 6
 
 
 def test_more_than_both_buffers_hold_passes_in_both_directions(connection):

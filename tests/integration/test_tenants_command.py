@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from tenantsync.app import TenantSync
 from tenantsync.cli import commands
 from tenantsync.config import load
+from tenantsync.control.inbox import Arrival
 from tenantsync.migrate import migration_places
 from tenantsync.tenants import Tenant
 
@@ -118,6 +119,7 @@ def test_show_tells_how_the_tables_stand(run):
     assert document | {"place": "", "since": ""} == {
         "key": "globex",
         "id": "id-of-globex",
+        "name": None,
         "state": "active",
         "source": "control",
         "place": "",
@@ -150,6 +152,85 @@ def test_suspend_and_resume_work_for_both_kinds(run):
     said = [run(*words).output for words in (("resume", "acme"), ("resume", "acme"))]
     assert said == ["acme is resumed\n", "acme was not suspended\n"]
     assert listed(run)["acme"] == ("file", "active")
+
+
+def test_names_are_those_of_the_provider(run, config):
+    """They are shown where the provider told one, and nothing in them moves the terminal."""
+    run("add", "globex", "--id", "id-of-globex")
+    with TenantSync(load(config)) as sync:
+        sync.profiles.learn("id-of-globex", f"{1:013d}e", name="Globex \x1b[2J[bold]Inc.")
+        sync.profiles.learn("id-of-nobody", f"{1:013d}e", name="Nobody")
+
+    table, shown = run("list"), run("show", "globex")
+    documents = json.loads(run("list", "--json").stdout)
+
+    assert "Globex \N{REPLACEMENT CHARACTER}[2J[bold]Inc." in table.output
+    assert "Globex \N{REPLACEMENT CHARACTER}[2J[bold]Inc." in shown.output
+    assert "Nobody" not in table.output
+    assert {each["key"]: each["name"] for each in documents} == {
+        "acme": None,
+        "globex": "Globex \x1b[2J[bold]Inc.",
+    }
+
+
+def waiting(tenant_id, *, known):
+    """Return an event that came before its tenant could have it."""
+    return Arrival(
+        tenant_id=tenant_id,
+        event_id="e1",
+        type="member.joined",
+        subject="ann",
+        timestamp=1,
+        body=b"{}",
+        signed_at=None,
+        door="webhook",
+        reason="unknown_tenant",
+        known=known,
+    )
+
+
+def test_adding_a_tenant_wakes_what_waits_for_it(run, config):
+    """Its lane slept because nobody knew the tenant; now it is due."""
+    run("suspend", "acme")  # which makes the control database
+    with TenantSync(load(config)) as sync:
+        sync.inbox.park([waiting("id-of-globex", known=False)])
+        assert sync.inbox.claim("nobody yet") is None
+
+        result = run("add", "globex", "--id", "id-of-globex")
+
+        assert result.exit_code == 0, result.output
+        assert sync.inbox.claim("a worker").tenant_id == "id-of-globex"
+
+
+def test_resuming_a_tenant_wakes_what_waits_for_it(run, config):
+    """A worker may have put the lane off for long; now it is due."""
+    run("suspend", "acme")
+    with TenantSync(load(config)) as sync:
+        sync.inbox.park([waiting("id-of-acme", known=True)])
+        lane = sync.inbox.claim("a worker")
+        sync.inbox.release(lane, retry_in=900.0, error="it is suspended")
+        assert sync.inbox.claim("a worker") is None
+
+        result = run("resume", "acme")
+
+        assert result.output == "acme is resumed\n"
+        assert sync.inbox.claim("a worker").tenant_id == "id-of-acme"
+
+
+def test_migrating_a_tenant_wakes_what_waits_for_it(run, config):
+    """Only tenants that were upgraded: the lanes of the others are as they were."""
+    run("add", "globex", "--id", "id-of-globex")
+    with TenantSync(load(config)) as sync:
+        sync.inbox.park([waiting("id-of-acme", known=True), waiting("id-of-globex", known=True)])
+        for _ in range(2):
+            lane = sync.inbox.claim("a worker")
+            sync.inbox.release(lane, retry_in=900.0, error="its tables are missing")
+
+        result = CliRunner().invoke(commands, ["-c", str(config), "migrate", "upgrade"])
+
+        assert result.exit_code == 0, result.output
+        assert sync.inbox.claim("a worker").tenant_id == "id-of-acme"
+        assert sync.inbox.claim("a worker") is None
 
 
 def test_remove_keeps_the_data(run, config):

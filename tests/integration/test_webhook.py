@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -14,8 +14,11 @@ from guarding import APPLICATION, body_of, counts, ledger, people, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tenantsync import TenantSync
+from tenantsync import IdentitySyncHandler, TenantSync, WebhookRouter
+from tenantsync.control.database import ControlMissing
+from tenantsync.control.inbox import State
 from tenantsync.tenants import Placement
+from tenantsync.testing.delivery import sign_system
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.wicked import WICKED
 from tenantsync.web.webhook import MAX_BODY_BYTES
@@ -28,6 +31,8 @@ host = "{host}"
 application_id = "{application}"
 [isolation]
 strategy = "database"
+[worker]
+inline = false
 [tenants.acme]
 id = "{acme}"
 url = "{url}"
@@ -116,7 +121,7 @@ def answer(response):
 
 @both
 def test_what_is_accepted_is_answered_with_its_outcome(door):
-    """Applied, duplicate, stale, ignored for its type or its tenant: all of them 2xx."""
+    """Applied, duplicate, stale, ignored for its type, parked for its tenant: all of them 2xx."""
     join = event(id="e-1", at=1_900_000_000_000)
 
     assert answer(door.send(join)) == (200, {"outcome": "applied"})
@@ -125,7 +130,8 @@ def test_what_is_accepted_is_answered_with_its_outcome(door):
     assert answer(door.send(event(id="e-3", at=1_899_999_999_500))) == (200, {"outcome": "stale"})
     for kind in ("invite.created", "license.assigned", "brand.new", "tenant.updated"):
         assert answer(door.send(event(kind))) == (200, {"outcome": "ignored"})
-    assert answer(door.send(event(tenant="nobody"))) == (
+    assert answer(door.send(event(tenant="nobody"))) == (202, {"outcome": "parked"})
+    assert answer(door.send(event(tenant=None))) == (
         202,
         {"outcome": "ignored", "reason": "unknown tenant"},
     )
@@ -141,16 +147,17 @@ def test_another_applications_event_is_ignored_and_counted(door):
         {"outcome": "ignored", "reason": "other application"},
     )
     assert answer(door.send(event(application=None)))[0] == 200
-    assert answer(door.send(event(tenant="nobody")))[0] == 202
+    assert answer(door.send(event(tenant="nobody", application="another")))[0] == 200
     assert set(counts(door.place).values()) == {0}
-    assert door.sync.counter.reasons() == {"other_application": 2, "unknown_tenant": 1}
+    assert door.sync.counter.reasons() == {"other_application": 3}
     assert door.sync.counter.counts()["ignored"] == 3
+    assert waiting(door) == []
 
 
 EXPECTED = {
     "mislabelled": [(200, "applied")],
     "foreign-application": [(200, "ignored")],
-    "foreign-tenant": [(202, "ignored")],
+    "foreign-tenant": [(202, "parked")],
     "delayed": [(200, "applied")],
     "duplicated": [(200, "applied"), (200, "duplicate")],
 }
@@ -214,15 +221,43 @@ MALFORMED = (
 )
 
 
-def test_what_is_authentic_but_malformed_names_the_field(door):
-    """The sender is told what is wrong, without its values."""
+def test_what_is_authentic_but_malformed_is_kept_and_names_the_field(door):
+    """202: an operator can look at it; the sender is told what is wrong, without its values."""
     for body, field in MALFORMED:
         status, said = answer(door.send(body))
-        assert (status, said["error"], said["field"]) == (400, "malformed", field)
-        assert set(said) == {"error", "field", "reason"}
+        assert (status, said["outcome"], said["field"]) == (202, "parked", field)
+        assert (said["reason"], set(said)) == (
+            "malformed",
+            {"outcome", "reason", "field", "detail"},
+        )
 
-    assert door.sync.counter.reasons() == {"rejected": len(MALFORMED)}
+    kept = door.sync.inbox.list(state=State.QUARANTINED)
+    assert {entry.door for entry in kept} == {"webhook"}
+    bodies = {door.sync.inbox.show(entry.number).body for entry in kept}
+    assert bodies == {body for body, _ in MALFORMED}
     assert set(counts(door.place).values()) == {0}
+
+
+def test_without_an_inbox_what_is_malformed_is_refused(authvital, place):
+    """A handler that stands alone has nowhere to keep it: 400, and the reason."""
+    told = []
+    with IdentitySyncHandler(place, observers=[told.append]) as handler:
+        router = WebhookRouter(handler, application_id=APPLICATION, authvital_host=authvital.url)
+        for body, field in MALFORMED:
+            status, said = router.handle_blocking(body, authvital.delivery(body).headers)
+            assert (status, said["error"], said["field"]) == (400, "malformed", field)
+            assert set(said) == {"error", "field", "reason"}
+        router.close()
+    assert [delivery.reason for delivery in told] == ["rejected"] * len(MALFORMED)
+
+
+def waiting(door):
+    """Return what waits in the inbox: the tenant, the reason, and how the body begins."""
+    try:
+        entries = door.sync.inbox.list(state=State.PARKED)
+    except ControlMissing:
+        return []
+    return [(entry.tenant_id, entry.reason) for entry in entries]
 
 
 def test_only_post_is_allowed(door):
@@ -290,6 +325,38 @@ def test_a_client_that_goes_away_in_the_middle_is_forgotten(door, caplog):
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+def test_a_body_that_drips_is_given_up_while_others_are_served(door):
+    """A byte now and then holds a connection, and nothing else; its time is limited."""
+    door.sync.webhook._read_timeout = 0.5
+    target = urlsplit(door.url)
+    body = event()
+    lines = "".join(f"{n}: {text}\r\n" for n, text in door.authvital.delivery(body).headers.items())
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(socket.create_connection((target.hostname, target.port), 20))
+            for _ in range(50)
+        ]
+        for connection in slow:
+            connection.sendall(head.encode() + body[:1])
+        assert answer(door.send(event(sub="bob")))[0] == 200
+        for connection in slow:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+    assert people(door.place) == ["bob"]
+
+
+def test_a_stranger_hears_no_before_the_body_is_there(door):
+    """Without a plausible signature nothing is read, however much is announced."""
+    target = urlsplit(door.url)
+    request = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "Content-Length: 200000\r\n\r\n"
+    )
+    with socket.create_connection((target.hostname, target.port), 10) as connection:
+        connection.sendall(request.encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_with_the_jwks_down_a_key_never_seen_is_503(authvital, settings, place):
     """The application starts while AuthVital is away: events are for later, and not refused."""
     authvital.faults.status = 500
@@ -312,20 +379,48 @@ def test_with_the_jwks_down_known_keys_serve(door):
 
 
 @both
-def test_a_tenant_whose_database_is_down_fails_alone(door):
-    """503 with Retry-After and without a word about the inside; the other tenant gets its 200."""
+def test_a_tenant_whose_database_is_down_keeps_its_trouble(door):
+    """202 without a word about the inside, and its events wait; the other tenant gets its 200."""
     for number in range(2):
-        response = door.send(event(tenant=GLOBEX, sub=f"g{number}"))
-        assert answer(response) == (503, {"error": "unavailable", "reason": "TenantUnavailable"})
-        assert int(response.headers["retry-after"]) > 0
+        body = event(tenant=GLOBEX, sub=f"g{number}")
+        assert answer(door.send(body)) == (202, {"outcome": "parked"})
+        assert answer(door.send(body)) == (202, {"outcome": "parked"})
         assert answer(door.send(event(sub=f"a{number}"))) == (200, {"outcome": "applied"})
 
     assert people(door.place) == ["a0", "a1"]
+    assert waiting(door) == [(GLOBEX, "TenantUnavailable")] * 2
+
+
+def test_with_the_inbox_away_too_it_is_503(door, settings):
+    """Nothing is acknowledged that is not kept: the provider sends it again."""
+    assert answer(door.send(event(tenant=GLOBEX, sub="g1")))[0] == 202
+    file = settings.parent / "tenantsync.db"
+    for each in (file, *settings.parent.glob("tenantsync.db-*")):
+        each.unlink(missing_ok=True)
+    file.mkdir()
+
+    response = door.send(event(tenant=GLOBEX, sub="g2"))
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert door.send(b"{").status_code == 503
+    assert answer(door.send(event())) == (200, {"outcome": "applied"})
+
+
+def test_what_was_parked_is_what_was_signed(door):
+    """Byte for byte, with the time that the signature covers."""
+    body = event(tenant=GLOBEX, id="e-1")
+    delivery = door.authvital.delivery(body)
+    door.client.post(PATH, content=body, headers=dict(delivery.headers))
+
+    (entry,) = door.sync.inbox.list()
+    assert door.sync.inbox.show(entry.number).body == body
+    assert f"{entry.signed_at}" == delivery.headers["X-AuthVital-Timestamp"]
+    assert (entry.event_id, entry.type, entry.subject) == ("e-1", "member.joined", "ann")
 
 
 @both
-def test_a_failing_hook_is_503_and_the_providers_retry_heals_it(door):
-    """The hook fails twice; the provider sends again, freshly signed, and the event is applied."""
+def test_a_failing_hook_parks_its_event_and_a_retry_heals_it(door):
+    """The hook fails twice; the provider is told 202 once, and applying it again does the rest."""
 
     @door.sync.on("member.joined")
     def moody(event, session):
@@ -336,8 +431,11 @@ def test_a_failing_hook_is_503_and_the_providers_retry_heals_it(door):
     calls = []
     attempts = door.authvital.deliver(event(id="e-1"), door.url + PATH)
 
-    assert [attempt.status for attempt in attempts] == [503, 503, 200]
-    assert json.loads(attempts[0].answer)["reason"] == "HookFailed"
+    assert [attempt.status for attempt in attempts] == [202]
+    assert waiting(door) == [(ACME, "HookFailed")]
+    assert ledger(door.place) == []
+    assert answer(door.send(event(id="e-1"))) == (202, {"outcome": "parked"})
+    assert answer(door.send(event(id="e-1"))) == (200, {"outcome": "applied"})
     assert calls == ["e-1"] * 3
     assert ledger(door.place) == ["e-1"]
 
@@ -350,6 +448,30 @@ def test_the_path_is_exact_and_never_a_redirect(door):
             attempt = door.authvital.send(delivery, door.url + path, mode=mode)
             assert (path, mode, attempt.status) == (path, mode, 404)
     assert set(counts(door.place).values()) == {0}
+
+
+def test_the_other_doors_stand_beside_it(door):
+    """System webhooks are taken at once; Pub/Sub only where the configuration opens its door."""
+    body = json.dumps(
+        {
+            "event": "tenant.updated",
+            "timestamp": "2026-11-23T08:00:00.000Z",
+            "data": {"tenant_id": ACME, "name": "Acme", "slug": "acme"},
+        }
+    ).encode()
+    signed = sign_system(body, door.authvital.keys.active, event_type="x", timestamp="x")
+    headers = dict(signed.headers)
+
+    response = door.client.post(f"{PATH}/system", content=body, headers=headers)
+    assert answer(response) == (200, {"outcome": "applied"})
+    # Each channel has headers of its own, and neither door takes the other's.
+    assert answer(door.client.post(PATH, content=body, headers=headers))[0] == 401
+    sync = door.authvital.delivery(body)
+    response = door.client.post(f"{PATH}/system", content=body, headers=dict(sync.headers))
+    assert answer(response)[0] == 401
+    for path in ("/system/", "/pubsub", "/pubsub/"):
+        response = door.client.post(PATH + path, content=body, headers=headers)
+        assert response.status_code == 404
 
 
 def test_a_query_does_not_matter(door):

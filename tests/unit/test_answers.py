@@ -4,7 +4,13 @@ import pytest
 
 from tenantsync import errors
 from tenantsync.observe import Outcome
-from tenantsync.web.answers import RETRY_AFTER, answer_error, answer_outcome
+from tenantsync.web.answers import (
+    ACKNOWLEDGED,
+    RETRY_AFTER,
+    answer_error,
+    answer_outcome,
+    answer_quarantined,
+)
 
 SECRET = "postgresql://app:hunter2@db/main"
 UNTOLD = dict.fromkeys(errors.__all__, 503) | {
@@ -61,3 +67,21 @@ def test_an_ignored_event_may_say_why():
     answer = answer_outcome(Outcome.IGNORED, reason="other application")
 
     assert answer.body == {"outcome": "ignored", "reason": "other application"}
+
+
+def test_what_is_malformed_and_kept_names_its_field_too():
+    """202, since it is not lost; a person at the other end can still mend it."""
+    answer = answer_quarantined(errors.Malformed("data.sub", "is missing"))
+
+    assert (answer.status, answer.retry_after) == (202, None)
+    assert answer.body == {
+        "outcome": "parked",
+        "reason": "malformed",
+        "field": "data.sub",
+        "detail": "is missing",
+    }
+
+
+def test_an_acknowledgement_is_silent():
+    """204 has no body (RFC 9110, section 15.3.5)."""
+    assert (ACKNOWLEDGED.status, ACKNOWLEDGED.body) == (204, {})

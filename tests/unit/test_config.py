@@ -68,6 +68,7 @@ max_per_hour = 3
 [pubsub]
 audience = "https://us/push"
 service_account = "push@project.iam.gserviceaccount.com"
+issuer = "https://issuer.example.com"
 jwks_url = "https://keys.example.com/certs"
 """
 ENVIRON = {
@@ -169,10 +170,12 @@ def test_every_key_is_read(config, tmp_path):
     assert (
         settings.pubsub.audience,
         settings.pubsub.service_account,
+        settings.pubsub.issuer,
         settings.pubsub.jwks_url,
     ) == (
         "https://us/push",
         "push@project.iam.gserviceaccount.com",
+        "https://issuer.example.com",
         "https://keys.example.com/certs",
     )
     assert ("myapp.main:sync", tmp_path / "tenantsync.toml") == (settings.app, settings.path)
@@ -234,8 +237,9 @@ def test_what_is_left_out_has_its_default(config, tmp_path):
     assert (
         settings.pubsub.audience,
         settings.pubsub.service_account,
+        settings.pubsub.issuer,
         settings.pubsub.jwks_url,
-    ) == (None, None, "https://www.googleapis.com/oauth2/v3/certs")
+    ) == (None, None, "https://accounts.google.com", "https://www.googleapis.com/oauth2/v3/certs")
 
 
 def test_the_schema_strategy_has_a_template_by_default(config):
@@ -245,26 +249,7 @@ def test_the_schema_strategy_has_a_template_by_default(config):
 
 def test_keys_that_nothing_reads_yet_are_named(config):
     """The file's keys of later capabilities are listed, in its order, and no others."""
-    assert config(FULL, ENVIRON).unused == (
-        "authvital.issuer",
-        "authvital.audience",
-        "authvital.client_id",
-        "authvital.client_secret",
-        "worker.inline",
-        "worker.signals",
-        "worker.interval",
-        "worker.retain_bodies",
-        "worker.retain_ids",
-        "worker.retain_quarantine",
-        "reconcile.every",
-        "reconcile.max_removal",
-        "provisioning.on_tenant_created",
-        "provisioning.allowlist",
-        "provisioning.max_per_hour",
-        "pubsub.audience",
-        "pubsub.service_account",
-        "pubsub.jwks_url",
-    )
+    assert config(FULL, ENVIRON).unused == ()
     assert config(FILES).unused == ()
 
 
@@ -419,6 +404,14 @@ def test_what_is_shown_of_settings_holds_no_secret(config):
         (
             FILES + '[pubsub]\naudience = "a\\u0000"',
             "[pubsub] audience: holds the",
+        ),
+        (
+            FILES + '[pubsub]\naudience = "https://us/push"',
+            "[pubsub] service_account: is required",
+        ),
+        (
+            FILES + '[pubsub]\nservice_account = "push@us"',
+            "[pubsub] audience: is required",
         ),
     ],
 )

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from tenantsync.errors import TenantUnavailable
 from tenantsync.tenancy.engines import make_engine
-from tenantsync.tenancy.registry import EngineRegistry
+from tenantsync.tenancy.registry import EngineRegistry, NoConnection
 from tenantsync.tenants import Placement
 
 
@@ -131,6 +131,40 @@ def test_connections_are_bounded_per_server(postgres):
         with registry.connect(second) as connection:
             assert connection.exec_driver_sql("SELECT 1").scalar() == 1
             assert [held.engine.url for held in registry._held.values()] == [second.url]
+
+
+def test_one_database_has_a_share_of_its_servers_connections(postgres):
+    """Half of them, unless told otherwise: one that hangs leaves some to the others."""
+    bad, good = (Placement.of(postgres.create_database()) for _ in range(2))
+    for options, share in [({}, 2), ({"per_database": 1}, 1), ({"idle": 3}, 3)]:
+        with (
+            EngineRegistry(max_connections=4, patience=0.05, **options) as registry,
+            ExitStack() as hanging,
+        ):
+            for _ in range(share):
+                hanging.enter_context(registry.connect(bad))
+            with pytest.raises(NoConnection), registry.connect(bad):
+                pass
+            with registry.connect(good) as connection:
+                assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+
+
+def test_an_answer_is_waited_for_as_long_as_the_caller_says(postgres):
+    """The connection that gave none is closed; the next caller has all the time in the world."""
+    place = Placement.of(postgres.create_database())
+    with EngineRegistry() as registry:
+        with (
+            pytest.raises(OperationalError, match=r"no answer within 0\.2 s"),
+            registry.connect(place, answer_timeout=0.2) as connection,
+        ):
+            connection.exec_driver_sql("SELECT pg_sleep(60)")
+        with registry.connect(place, answer_timeout=30) as connection:
+            first = connection.connection.driver_connection
+            assert first.answer_timeout == 30
+        with registry.connect(place) as connection:
+            assert connection.connection.driver_connection is first
+            assert first.answer_timeout is None
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
 
 
 def test_the_callers_own_engine_is_used_as_it_is(tmp_path):

@@ -118,7 +118,7 @@ def test_what_is_forgotten_is_looked_up_anew_and_still_known_in_an_outage(ask, k
     source = kind(ACME)
     resolver = TenantResolver(source)
     ask(resolver)
-    resolver.forget()
+    resolver.forget("acme-id")
     assert resolver.remembered("acme-id") is None
     source.answer = OSError()
 

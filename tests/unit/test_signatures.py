@@ -12,7 +12,12 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA512
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tenantsync.authvital.keys import KeyRing
-from tenantsync.authvital.signatures import Verified, Verifier, rsa_sha256_matches
+from tenantsync.authvital.signatures import (
+    SystemVerifier,
+    Verified,
+    Verifier,
+    rsa_sha256_matches,
+)
 from tenantsync.errors import KeysUnavailable, Untrusted
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -462,3 +467,102 @@ def test_ready_tells_whether_the_network_is_needed(verifier, ring, sign):
     assert verifier.ready(sign())
     assert not verifier.ready(sign() | {"X-AuthVital-Key-Id": "key_2"})
     assert not ring.holds("key_2")
+
+
+# --- The system channel -----------------------------------------------------------------------
+
+SYSTEM = [line for line in _lines("webhooks-broker.jsonl") if line["channel"] == "system"]
+
+
+def test_every_recorded_system_delivery_verifies(recorded_ring):
+    """All 75 that a running AuthVital made are authentic, byte for byte, and at any time."""
+    verifier = SystemVerifier(recorded_ring)
+    for line in SYSTEM:
+        verified = verifier.verify(line["body"].encode(), line["headers"])
+        assert verified == Verified(None, "key_1795405277467_419597ca")
+
+    assert len(SYSTEM) == 75
+
+
+def test_no_single_bit_of_a_recorded_system_delivery_can_be_changed(recorded_ring):
+    """Each bit of body and signature, in turn, makes the delivery untrusted."""
+    verifier = SystemVerifier(recorded_ring)
+    line = min(SYSTEM, key=lambda line: len(line["body"]))
+    body, headers = line["body"].encode(), line["headers"]
+    signature = base64.b64decode(headers["X-Webhook-Signature"])
+    for bit in range(len(body) * 8):
+        with pytest.raises(Untrusted, match="does not match the body"):
+            verifier.verify(_with_bit_flipped(body, bit), headers)
+    for bit in range(len(signature) * 8):
+        changed = base64.b64encode(_with_bit_flipped(signature, bit)).decode()
+        with pytest.raises(Untrusted, match="does not match the body"):
+            verifier.verify(body, headers | {"X-Webhook-Signature": changed})
+
+
+def test_a_sync_webhook_is_no_system_webhook(recorded_ring):
+    """The other channel signs its time too, so that its signatures never fit the body alone."""
+    for line in RECORDED[:40]:
+        moved = {
+            "X-Webhook-Signature": line["headers"]["X-AuthVital-Signature"],
+            "X-Webhook-Key-Id": line["headers"]["X-AuthVital-Key-Id"],
+        }
+        for headers, reason in ((line["headers"], "is missing"), (moved, "does not match")):
+            with pytest.raises(Untrusted, match=reason):
+                SystemVerifier(recorded_ring).verify(line["body"].encode(), headers)
+
+
+def test_a_system_header_that_is_odd_is_named(recorded_ring):
+    """Missing, double in other letters, no base64, no key id."""
+    line = SYSTEM[0]
+    good = {name: line["headers"][name] for name in ("X-Webhook-Signature", "X-Webhook-Key-Id")}
+    for changes, reason in (
+        ({"X-Webhook-Signature": ""}, "X-Webhook-Signature is missing"),
+        ({"X-Webhook-Key-Id": ""}, "X-Webhook-Key-Id is missing"),
+        ({"x-webhook-key-id": "k"}, "X-Webhook-Key-Id is there twice"),
+        ({"X-Webhook-Signature": "%%%%"}, "X-Webhook-Signature is not standard base64"),
+        ({"X-Webhook-Signature": "A" * 1372}, "X-Webhook-Signature is longer"),
+        ({"X-Webhook-Key-Id": "a b"}, "X-Webhook-Key-Id is not 1 to 255"),
+    ):
+        with pytest.raises(Untrusted, match=reason):
+            SystemVerifier(recorded_ring).verify(line["body"].encode(), good | changes)
+
+
+def test_the_published_system_example_is_valid():
+    """The signed example of the channel verifies under its JWKS."""
+    ring = _ring(json.dumps(EXAMPLES["signed-vectors-jwks"]["body"]).encode())
+    examples = [EXAMPLES[case] for case in SIGNED if EXAMPLES[case]["channel"] == "system-webhook"]
+
+    assert examples
+    for example in examples:
+        assert example["expect"] == "valid"
+        SystemVerifier(ring).verify(example["raw_body"].encode(), example["headers"])
+
+
+def test_an_unknown_key_is_final_only_after_a_fetch_of_its_own(recorded_ring):
+    """AuthVital takes 401 for final here: within the cooldown the answer is "later"."""
+    clock = iter(range(0, 1000, 10)).__next__
+    ring = KeyRing(
+        "https://auth.example.com/jwks.json",
+        fetch=lambda *_, **__: (DATA / "recorded-jwks.json").read_bytes(),
+        clock=clock,
+        cooldown=30.0,
+    )
+    line = SYSTEM[0]
+    headers = line["headers"] | {"X-Webhook-Key-Id": "key_of_nobody"}
+
+    with pytest.raises(Untrusted, match="not among the published keys"):
+        SystemVerifier(ring).verify(line["body"].encode(), headers)
+    with pytest.raises(KeysUnavailable, match="a moment ago"):
+        SystemVerifier(ring).verify(line["body"].encode(), headers)
+    # The key that is there serves all the same.
+    assert SystemVerifier(ring).verify(line["body"].encode(), line["headers"])
+
+
+def test_with_the_jwks_out_of_reach_a_system_delivery_is_for_later():
+    """Never 401: nobody knows that the key is not AuthVital's."""
+    ring = KeyRing("https://auth.example.com/", fetch=lambda *_, **__: b"")
+    line = SYSTEM[0]
+
+    assert not SystemVerifier(ring).ready(line["headers"])
+    with pytest.raises(KeysUnavailable):
+        SystemVerifier(ring).verify(line["body"].encode(), line["headers"])

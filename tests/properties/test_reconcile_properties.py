@@ -1,0 +1,408 @@
+"""Whatever happens at the provider and on the way, two lists make the mirror say what it says."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from folding import clear, two_places
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+from listing import NOW, House, Provider
+
+from tenantsync.events import Dialect, Event
+from tenantsync.sync.evidence import Evidence
+from tenantsync.sync.merge import Person, clock_of, merge
+from tenantsync.tenants import Placement
+
+START = int(NOW) * 1000
+CAREFUL = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+# -- facts of both kinds
+
+MOMENTS = st.integers(0, 4).map(lambda n: START + 1_000 * n)
+ROLES = st.sampled_from(["admin", "viewer"])
+EMAILS = st.sampled_from(["a@corp.test", "b@corp.test"])
+KINDS = st.sampled_from(
+    [
+        *("member.joined", "member.suspended", "member.activated", "member.left"),
+        *("app_access.granted", "app_access.role_changed", "app_access.revoked"),
+    ]
+)
+
+
+@st.composite
+def events(draw: st.DrawFn, sub: str = "zoe") -> Event:
+    """Draw an event about a person; of two with one id, both say the same."""
+    kind, at = draw(KINDS), draw(MOMENTS)
+    data = {"sub": sub, "membership_id": "m", "email": draw(EMAILS)}
+    if kind.startswith("app_access"):
+        data["role_slug"] = draw(ROLES)
+    said = "".join(sorted(map(str, data.values())))
+    return Event(
+        id=f"{kind} {at} {said}",
+        type=kind,
+        timestamp=at,
+        tenant_id="acme",
+        application_id="ours",
+        sub=sub,
+        data=data,
+        dialect=Dialect.SYNC,
+    )
+
+
+@st.composite
+def evidences(draw: st.DrawFn, sub: str = "zoe") -> Evidence:
+    """Draw what a list says of a person."""
+    return Evidence(
+        sub=sub,
+        timestamp=draw(MOMENTS),
+        tenant_id="acme",
+        membership_id=draw(st.sampled_from(["m", "n"])),
+        status=draw(st.sampled_from(["active", "suspended", "invited"])),
+        app_role=draw(st.none() | ROLES),
+        claims=draw(st.just({}) | EMAILS.map(lambda email: {"email": email})),
+    )
+
+
+def merged(facts: Sequence[Event | Evidence]) -> Person:
+    """Return what is known after some facts."""
+    state = None
+    for fact in facts:
+        state = merge(state, fact).state
+    assert isinstance(state, Person)
+    return state
+
+
+def says(fact: Event | Evidence) -> dict[str, object]:
+    """Return register -> what a fact says of it, worked out apart from the merge."""
+    if isinstance(fact, Evidence):
+        said: dict[str, object] = {"app_role": fact.app_role}
+        said["membership"] = (fact.tenant_id, fact.membership_id, fact.status)
+        return said | dict(fact.claims)
+    said = {"email": fact.data["email"]}
+    status = {
+        "member.joined": "active",
+        "member.activated": "active",
+        "member.suspended": "suspended",
+        "member.left": "left",
+    }.get(fact.type)
+    if status is not None:
+        said["membership"] = (None if status == "left" else "acme", "m", status)
+    if fact.type in ("member.left", "app_access.revoked"):
+        said["app_role"] = None
+    elif fact.type.startswith("app_access"):
+        said["app_role"] = fact.data["role_slug"]
+    if fact.type in ("app_access.granted", "app_access.revoked"):
+        said["has_app_access"] = fact.type.endswith("granted")
+    return said
+
+
+def expected(facts: Sequence[Event | Evidence]) -> dict[str, object]:
+    """Return register -> what the newest of all facts about it says."""
+    return {
+        register: said[register]
+        for fact in sorted(facts, key=clock_of)
+        for said in [says(fact)]
+        for register in said
+    }
+
+
+def known(person: Person) -> dict[str, object]:
+    """Return register -> what is known, for the registers that `says` may have."""
+    values = person.values
+    names = ("tenant_id", "membership_id", "membership_status")
+    found = {name: values[name] for name in ("app_role", "email", "has_app_access")}
+    found["membership"] = tuple(values[name] for name in names)
+    return {name: found[name] for name in found if name in person.clocks}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(events() | evidences(), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_the_newest_fact_stands_in_whatever_order_they_come(facts, random):
+    """Events and evidence are a set: neither order nor repetition counts, only their clocks."""
+    shuffled = [*facts, *facts[:2]]
+    random.shuffle(shuffled)
+
+    assert merged(facts) == merged(shuffled)
+    assert known(merged(shuffled)) == expected(facts)
+
+
+# -- races in a database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> list[Placement]:
+    """Give two migrated places."""
+    return list(two_places(request, tmp_path))
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> str:
+    """Give the URL of a control database."""
+    return f"sqlite:///{tmp_path / 'control.db'}"
+
+
+@pytest.fixture
+def racing(places: list[Placement], control: str) -> Iterator[House]:
+    """Give a tenant `acme` in the first place."""
+    with ExitStack() as stack:
+        yield House(Provider(), {"acme": places[0]}, control, stack)
+
+
+@settings(CAREFUL, max_examples=80)
+@given(
+    live=st.lists(st.sampled_from(["zoe", "ann"]).flatmap(events), min_size=1, max_size=10),
+    lists=st.lists(st.tuples(evidences("zoe"), evidences("ann")).map(list), min_size=1, max_size=4),
+)
+def test_lists_that_race_webhooks_never_undo_what_is_newer(racing, live, lists):
+    """Two senders and a reconciliation write the same people at once; the newest facts stand."""
+    place = racing.places["acme"]
+    clear(racing.registry, place)
+    barrier = threading.Barrier(3)
+
+    def send(part: Sequence[Event]) -> None:
+        barrier.wait(30)
+        for event in part:
+            racing.handler.handle_blocking(event)
+
+    def take() -> None:
+        barrier.wait(30)
+        for evidence in lists:
+            racing.mirror.take(place, evidence)
+
+    threads = [
+        threading.Thread(target=send, args=(live[::2],)),
+        threading.Thread(target=send, args=(live[1::2],)),
+        threading.Thread(target=take),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    stored = dict(racing.mirror.people(place))
+    facts = [*live, *(each for evidence in lists for each in evidence)]
+    for sub in ("zoe", "ann"):
+        about = [fact for fact in facts if fact.sub == sub]
+        assert known(stored[sub]) == expected(about)
+        assert stored[sub] == merged(about)
+
+
+# -- the provider itself
+
+_STATUS = {"ACTIVE": "active", "SUSPENDED": "suspended", "INVITED": "invited"}
+_FATES = st.sampled_from(["now", "now", "lost", "late", "twice"])
+WHO, WHERE = st.integers(0, 3), st.integers(0, 1)  # four people: too few for the brake
+
+
+class Convergence(RuleBasedStateMachine):
+    """Drives a local AuthVital and the way of its events; compares after two lists.
+
+    Args:
+        house: Two tenants whose places are empty.
+    """
+
+    def __init__(self, house: House) -> None:
+        super().__init__()
+        self.house = house
+        self.provider = house.provider
+        self.do = self.provider.do
+        self.tenants = [tenant.id for tenant in house.tenants]
+        self.late: list[object] = []
+        self.delivered: list[Event] = []
+        self.people: list[str] = []
+
+    @initialize(future=st.sampled_from([None, "one", "each"]))
+    def begin(self, future):
+        self.do.future = future
+        self.provider.emulator.outbox.drop()
+        self.people = [self.do.add_user(f"p{n}@corp.test").id for n in range(4)]
+        for tenant_id in self.tenants:
+            # A list without anybody is refused.
+            self.provider.member(tenant_id, f"owner@{tenant_id}.test")
+
+    def member(self, who, where):
+        return self.provider.emulator.state.membership(self.tenants[where], self.people[who])
+
+    def alive(self, who):
+        return self.people[who] in self.provider.emulator.state.users
+
+    @rule(who=WHO, where=WHERE, loud=st.booleans())
+    def join(self, who, where, loud):
+        if not self.alive(who) or self.member(who, where) is not None:
+            return
+        user = self.provider.emulator.state.users[self.people[who]]
+        if loud and user.email:
+            self.do.accept(self.do.invite(self.tenants[where], user.email).id)
+        else:
+            self.do.add_member(self.tenants[where], user.id, silent=True)
+
+    @rule(who=WHO, where=WHERE, loud=st.booleans())
+    def leave(self, who, where, loud):
+        if self.member(who, where) is not None:
+            leave = self.do.remove if loud else self.do.remove_quietly
+            leave(self.tenants[where], self.people[who])
+
+    @rule(who=WHO, where=WHERE, status=st.sampled_from(sorted(_STATUS)), loud=st.booleans())
+    def change_status(self, who, where, status, loud):
+        if self.member(who, where) is None:
+            return
+        place = (self.tenants[where], self.people[who])
+        if loud and status == "ACTIVE":
+            self.do.activate(*place)
+        elif loud and status == "SUSPENDED":
+            self.do.suspend(*place)
+        else:
+            self.do.set_status_quietly(*place, status)
+
+    @rule(who=WHO, where=WHERE, slug=st.sampled_from(["admin", "viewer"]), loud=st.booleans())
+    def give_role(self, who, where, slug, loud):
+        if self.member(who, where) is None:
+            return
+        place = (self.tenants[where], self.people[who], self.provider.ours.id)
+        if loud:
+            self.do.set_app_role(*place, slug)
+        else:
+            self.do.replace_app_roles(*place, [slug])
+
+    @rule(who=WHO, where=WHERE, grant=st.booleans())
+    def change_access(self, who, where, grant):
+        if self.member(who, where) is not None:
+            change = self.do.grant_access if grant else self.do.revoke_access
+            change(self.tenants[where], self.people[who], self.provider.ours.id)
+
+    @rule(who=WHO, name=st.sampled_from(["Zoe", "Ünï", None]), email=st.integers(0, 9))
+    def rename(self, who, name, email):
+        if self.alive(who):
+            self.do.edit_profile(
+                self.people[who], given_name=name, email=f"q{who}{email}@corp.test"
+            )
+
+    @rule(who=WHO)
+    def delete(self, who):
+        if self.alive(who):
+            self.do.delete_user(self.people[who])
+
+    @rule(seconds=st.sampled_from([0.001, 1, 5, 20]))
+    def tick(self, seconds):
+        self.provider.now.sleep(seconds)
+
+    @rule(data=st.data())
+    def post(self, data):
+        for emission in self.provider.emulator.outbox.take():
+            fate = data.draw(_FATES)
+            if fate == "late":
+                self.late.append(emission)
+            elif fate != "lost":
+                self.send([emission] * (2 if fate == "twice" else 1))
+
+    @rule(data=st.data())
+    def catch_up(self, data):
+        while self.late:
+            self.send([self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))])
+
+    def send(self, emissions):
+        self.house.deliver(emissions)
+        self.delivered += [
+            emission
+            for emission in emissions
+            if emission.application_id == self.provider.ours.id and emission.channel == "sync"
+        ]
+
+    @rule()
+    def reconcile(self):
+        report = self.house.reconcile()
+        assert report.ok, report
+
+    @rule()
+    def compare(self):
+        self.reconcile()
+        self.reconcile()
+        for tenant_id in self.tenants:
+            self.compare_tenant(tenant_id)
+
+    def teardown(self):
+        if self.people:
+            self.compare()
+
+    def compare_tenant(self, tenant_id):
+        state = self.provider.emulator.state
+        rows = self.house.rows(tenant_id)
+        deleted = {
+            each.data["sub"]
+            for each in self.delivered
+            if each.type == "subject.deleted" and each.tenant_id == tenant_id
+        }
+        members = {
+            each.user_id: each for each in state.members(tenant_id) if each.user_id not in deleted
+        }
+        assert not deleted & rows.keys()
+        assert members.keys() <= rows.keys()
+        for sub, row in rows.items():
+            found = (row["membership_status"], row["tenant_id"], row["app_role"])
+            if sub not in members:
+                assert found == ("left", None, None)
+                continue
+            member, user = members[sub], state.users[sub]
+            ours = (self.provider.ours.roles.get(role_id) for role_id in member.role_ids)
+            role = next((role.slug for role in ours if role is not None), None)
+            assert found == (_STATUS[member.status], tenant_id, role)
+            assert row["membership_id"] == member.id
+            assert (row["email"], row["given_name"] if user.given_name else None) == (
+                user.email,
+                user.given_name,
+            )
+            assert row["has_app_access"] == self.access_of(tenant_id, sub)
+
+    def access_of(self, tenant_id, sub):
+        """What the events that arrived say of it: no list does."""
+        said = [
+            (each.event["timestamp"], each.type == "app_access.revoked", each.event["id"])
+            for each in self.delivered
+            if each.tenant_id == tenant_id
+            and each.type in ("app_access.granted", "app_access.revoked")
+            and each.data["sub"] == sub
+        ]
+        return not max(said)[1] if said else True
+
+
+def test_after_two_lists_the_mirror_is_the_provider(places, tmp_path):
+    """Joining, leaving, roles, access, names and deletion; silent, loud, lost, late and twice."""
+    with ExitStack() as stack:
+        numbers = iter(range(1_000_000))
+
+        def machine() -> Convergence:
+            provider = Provider()
+            homes = {provider.tenant(name): place for name, place in zip("ab", places, strict=True)}
+            case = stack.enter_context(ExitStack())
+            control = f"sqlite:///{tmp_path / f'control{next(numbers)}.db'}"
+            house = House(provider, homes, control, case)
+            for place in places:
+                clear(house.registry, place)
+            made = Convergence(house)
+            finish = made.teardown
+
+            def teardown() -> None:
+                try:
+                    finish()
+                finally:
+                    case.close()
+
+            made.teardown = teardown
+            return made
+
+        run_state_machine_as_test(
+            machine,
+            settings=settings(CAREFUL, max_examples=25, stateful_step_count=25),
+        )
