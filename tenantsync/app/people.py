@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from tenantsync.app.doors import Doors
@@ -20,6 +20,9 @@ from tenantsync.tenancy.resolver import TenantListing
 from tenantsync.tenancy.sessions import TenantSessions
 from tenantsync.tenants import Tenant
 from tenantsync.web.access import AccessControl
+
+if TYPE_CHECKING:  # it needs greenlet, which comes with an extra
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = ["People"]
 
@@ -62,7 +65,7 @@ class People(Doors):
     @asynccontextmanager
     async def async_session(
         self, key: str, *, read_only: bool = False
-    ) -> AsyncIterator[AsyncSession]:
+    ) -> AsyncIterator["AsyncSession"]:
         """Give an async session in a tenant's database: see `AsyncTenantSessions.session`.
 
         Its arguments and errors are those of `session`.

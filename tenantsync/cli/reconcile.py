@@ -1,6 +1,7 @@
 """`tenantsync reconcile`: makes every tenant's mirror say what AuthVital's list says."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,14 +107,25 @@ def _chosen(sync: TenantSync, wanted: Sequence[str]) -> list[Tenant]:
 
 @contextmanager
 def _ending(stopping: threading.Event) -> Iterator[None]:
-    """End at the next portion when interrupted; what was done until then stays done."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in numbers}
+    """End at the next portion when interrupted, and at once the second time."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(*_: object) -> None:
+        restore()
+        stopping.set()
+        # Past Python's buffers: the signal may have come while somebody was writing to them.
+        os.write(2, b"stopping after what is under way (once more: at once)\n")
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 class _Screen:

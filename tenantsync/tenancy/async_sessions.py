@@ -5,19 +5,17 @@ come with the extra `async`.
 """
 
 import asyncio
-import importlib.util
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import quote
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from tenantsync.errors import ConfigError, TenantUnavailable
@@ -27,16 +25,26 @@ from tenantsync.tenancy.registry import NoConnection
 from tenantsync.tenancy.sessions import bind_transactions, place_of, translate
 from tenantsync.tenants import Placement, Tenant
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+try:
+    import aiosqlite  # SQLAlchemy looks for it later, when a file is opened
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+except ImportError:  # of greenlet, says SQLAlchemy, when its module for this is imported
+    _INSTALLED = False
+else:
+    _INSTALLED = bool(aiosqlite.__name__)
+
 __all__ = ["AsyncEngineFactory", "AsyncTenantSessions", "make_async_engine"]
 
-_NEEDED: Final = ("greenlet", "aiosqlite")
 _MOST_ENGINES: Final = 64
 
 
 class AsyncEngineFactory(Protocol):
     """Makes the async engine of one database; give your own to fetch passwords, trace, or tune."""
 
-    def __call__(self, url: URL, *, pool_size: int) -> AsyncEngine:
+    def __call__(self, url: URL, *, pool_size: int) -> "AsyncEngine":
         """Return an async engine for the database.
 
         Args:
@@ -52,7 +60,7 @@ def make_async_engine(
     max_overflow: int = 64,
     connect_timeout: float = 2.0,
     lock_timeout: float = 5.0,
-) -> AsyncEngine:
+) -> "AsyncEngine":
     """Return an async engine as tenantsync wants it: as `make_engine` does. Nothing is opened yet.
 
     Args:
@@ -63,8 +71,10 @@ def make_async_engine(
         lock_timeout: Seconds to wait for SQLite's write lock.
 
     Raises:
-        ConfigError: The URL's `prepare_threshold` is neither a number nor `none`.
+        ConfigError: The extra `async` is not installed, or the URL's `prepare_threshold` is neither
+            a number nor `none`.
     """
+    _require()
     bounds = {"pool_size": pool_size, "max_overflow": max_overflow, "pool_timeout": connect_timeout}
     if url.get_backend_name() != "sqlite":
         arguments = connect_arguments(url, connect_timeout)
@@ -93,7 +103,7 @@ def make_async_engine(
 class _Held:
     """An engine that is open, and how many sessions use it."""
 
-    engine: AsyncEngine
+    engine: "AsyncEngine"
     leases: int = 0
 
     @property
@@ -118,7 +128,7 @@ class AsyncTenantSessions:
         factory: Makes an engine for a URL.
 
     Raises:
-        ConfigError: greenlet or aiosqlite is not installed.
+        ConfigError: The extra `async` is not installed.
     """
 
     def __init__(
@@ -131,12 +141,7 @@ class AsyncTenantSessions:
         statement_timeout: float | None = None,
         factory: AsyncEngineFactory = make_async_engine,
     ) -> None:
-        missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ConfigError(
-                f"async sessions need {' and '.join(missing)}: install tenantsync[async], or use "
-                "the blocking session"
-            )
+        _require()
         self._isolation = isolation
         self._limit = limit
         self._idle = min(idle, limit)
@@ -150,7 +155,7 @@ class AsyncTenantSessions:
     @asynccontextmanager
     async def session(
         self, tenant: Tenant | Placement, *, read_only: bool = False
-    ) -> AsyncIterator[AsyncSession]:
+    ) -> "AsyncIterator[AsyncSession]":
         """Give an async session in the tenant's place; see `TenantSessions.session`.
 
         What it loaded stays loaded after a commit, because it could not be loaded again by itself.
@@ -198,8 +203,8 @@ class AsyncTenantSessions:
 
     @asynccontextmanager
     async def _bound(
-        self, connection: AsyncConnection, place: Placement, *, read_only: bool
-    ) -> AsyncIterator[AsyncSession]:
+        self, connection: "AsyncConnection", place: Placement, *, read_only: bool
+    ) -> "AsyncIterator[AsyncSession]":
         blocking = connection.sync_connection
         if blocking is None:
             raise TenantUnavailable("the connection was closed before it was used")
@@ -224,7 +229,7 @@ class AsyncTenantSessions:
                 # The connection goes back to the pool, for somebody who writes.
                 await self._tell(connection, "PRAGMA query_only = OFF")
 
-    async def _tell(self, connection: AsyncConnection, pragma: str) -> None:
+    async def _tell(self, connection: "AsyncConnection", pragma: str) -> None:
         raw = await connection.get_raw_connection()
         driver = raw.driver_connection
         if driver is not None:
@@ -275,3 +280,11 @@ class AsyncTenantSessions:
                 return
             with suppress(Exception):  # it was idle; that it does not close well harms nobody
                 await self._held.pop(unused).engine.dispose()
+
+
+def _require() -> None:
+    if not _INSTALLED:
+        raise ConfigError(
+            "async sessions need greenlet and aiosqlite: install tenantsync[async], or use the "
+            "blocking session"
+        )

@@ -195,6 +195,10 @@ class AccessControl:
             return JSONResponse(error.body, error.status_code, error.headers)
         return JSONResponse({"error": "unauthorized", "reason": str(error)}, 401)
 
+    def forget(self, tenant_id: str, sub: str) -> None:
+        """Look a person up anew from now on; for a cache: see `Authoriser.forget`."""
+        self._authoriser.forget(tenant_id, sub)
+
     def close(self) -> None:
         """End its threads, if there ever were any."""
         self._fetching.shutdown(wait=False, cancel_futures=True)

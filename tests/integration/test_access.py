@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import re
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import httpx2
 import pytest
 from fastapi import Depends, FastAPI
 from fastapi import Request as FastAPIRequest
-from guarding import ask, at_once, body_of, make, serving
+from guarding import APPLICATION, ask, at_once, body_of, make, serving
 from sqlalchemy import text
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from tenantsync import TenantSync
 from tenantsync.authvital.keys import KeyRing
 from tenantsync.authvital.tokens import AccessTokens
 from tenantsync.control.database import ControlDatabase
@@ -689,3 +693,83 @@ def test_a_hook_that_fails_parks_the_denial_and_is_no_hole(house):
     assert house.ask() is Denial.WAITING
     house.inbox.discard(numbers=numbers)
     assert house.ask() is None
+
+
+# -- the pages
+
+
+def blocks(page):
+    """Return the programs of a how-to."""
+    text_of_page = (Path(__file__).parents[2] / "docs" / "how-to" / page).read_text()
+    return re.findall(r"^```python\n(.*?)^```", text_of_page, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def sync(authvital, tmp_path, files):
+    """A TenantSync with one tenant, as the pages have it."""
+    (place,) = files(1)
+    (tmp_path / "tenantsync.toml").write_text(
+        f"""
+        [authvital]
+        host = "{authvital.url}"
+        application_id = "{APPLICATION}"
+        issuer = "{authvital.issuer}"
+        audience = ["{SPA}"]
+        [isolation]
+        strategy = "database"
+        url = "sqlite:///tenants/{{key}}.db"
+        [tenants.acme]
+        id = "acme"
+        url = "sqlite:///{place.url.database}"
+        """
+    )
+    with TenantSync.from_toml(tmp_path / "tenantsync.toml") as made:
+        made.handle_blocking(make("member.joined"))
+        yield made
+
+
+def test_the_programs_of_the_page_on_authorising_do_what_it_says(sync, authvital):
+    """Starlette's, FastAPI's and the one without an event loop."""
+    token = authvital.tokens.access("ann", "acme", client_id=SPA, scope="openid")
+    starlette_page, fastapi_page, blocking_page = blocks("authorise.md")
+    for page, answer in (
+        (starlette_page, {"id": "ann", "tenant": "acme"}),
+        (fastapi_page, {"id": "ann", "tenant": "acme"}),
+    ):
+        # Typed parameters of FastAPI's are looked up in the module's names.
+        program = {"sync": sync, "__name__": "page"}
+        exec(compile(page, "authorise.md", "exec", dont_inherit=True), program)  # noqa: S102
+        with (
+            serving(program["app"], lifespan="off") as url,
+            httpx2.Client(base_url=url, trust_env=False) as client,
+        ):
+            assert client.get("/me", headers=bearer(token)).json() == answer
+            assert client.get("/me").status_code in (401, 403)
+            if page is fastapi_page:
+                assert client.post("/notes", headers=bearer(token)).status_code == 403
+        program["access"].close()
+    program = {"sync": sync}
+    exec(compile(blocking_page, "authorise.md", "exec"), program)  # noqa: S102
+    assert program["person_of"](f"Bearer {token}") == (200, "ann")
+    assert program["person_of"](None) == (401, "An access token is needed.")
+    program["access"].close()
+
+
+def test_the_programs_of_the_page_on_sessions_do_what_it_says(sync, capsys):
+    """One after the other, in one program."""
+    program = {"sync": sync}
+    for block in blocks("sessions-in-handlers.md"):
+        exec(compile(block, "sessions-in-handlers.md", "exec"), program)  # noqa: S102
+    tenant = sync.directory.named("acme")
+    request = SimpleNamespace(state=SimpleNamespace(tenant=tenant))
+
+    async def ask_async():
+        try:
+            return await program["busiest"](5)
+        finally:
+            await sync.async_sessions.close()
+
+    assert capsys.readouterr().out == "1\n"
+    assert program["count_people"](request) == 1
+    assert asyncio.run(ask_async()) == ["ann"]
+    assert ask(tenant.placement, "SELECT words FROM notes") == [("hello",)]

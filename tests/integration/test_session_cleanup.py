@@ -38,7 +38,7 @@ SESSIONS = {
 def opened():
     """Give what opens SQLAlchemy sessions in places."""
     with EngineRegistry(max_connections=20, idle=20) as registry:
-        yield TenantSessions(registry, DatabaseIsolation(None), limit=10)
+        yield TenantSessions(registry, DatabaseIsolation(None), limit=10, statement_timeout=10.0)
 
 
 @pytest.fixture
@@ -418,6 +418,34 @@ def test_an_interruption_ends_the_run():
 
     assert 0 < len(begun) < 200
     assert not stopping.is_set()
+
+
+def test_an_interruption_ends_what_is_begun_at_the_next_stretch():
+    """A large table is not gone through to its end after Ctrl-C."""
+    portions = []
+    begun, pause = threading.Event(), threading.Event()
+
+    class Long(StaleSessions):
+        def __init__(self):
+            pass
+
+        def remove(self, placement, **_):
+            if "0.db" in str(placement):
+                begun.wait(30)
+                return
+            while len(portions) < 500:
+                portions.append(placement)
+                begun.set()
+                pause.wait(0.01)
+                yield Stale()
+
+    def interrupt(_row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SessionCleanup(Long(), jobs=2).run(nowhere(2), told=interrupt)
+
+    assert 0 < len(portions) < 500
 
 
 def test_each_day_and_whatever_happens(opened, stale, migrated_place, caplog):

@@ -1,0 +1,312 @@
+"""`tenantsync reconcile`: what it prints, what it does, and how it exits."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from listing import Provider
+
+from tenantsync.cli import commands
+from tenantsync.testing.emulator import Emulator
+from tenantsync.testing.keys import Keys, SigningKey
+from tenantsync.testing.server import Response
+
+PATH = "/api/integration/tenant-memberships"
+CONFIG = """
+[authvital]
+host = "{host}"
+application_id = "{application}"
+client_id = "machine"
+client_secret = "${{SECRET}}"
+[isolation]
+strategy = "database"
+url = "sqlite:///tenants/{{key}}.db"
+[tenants.acme]
+id = "{acme}"
+[tenants.globex]
+id = "{globex}"
+"""
+
+
+class Clock:
+    """Unix seconds, ahead by what a test waits for."""
+
+    def __init__(self, start):
+        self.now = start
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture(scope="module")
+def key():
+    return SigningKey.generate(0)
+
+
+@pytest.fixture
+def clock():
+    # The commands have the machine's clock, and refuse lists of the future.
+    return Clock(1_700_000_000.0)
+
+
+@pytest.fixture
+def authvital(key, clock):
+    with Emulator(keys=Keys(key, clock=clock), clock=clock, sleep=clock.sleep, seed=3) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def provider(authvital, clock):
+    return Provider(authvital, clock)
+
+
+@pytest.fixture
+def tenants(provider):
+    """Give the ids of two tenants, of three people and of one."""
+    acme, globex = provider.tenant("acme"), provider.tenant("globex")
+    for name in ("zoe", "ann", "eve"):
+        provider.member(acme, f"{name}@corp.test")
+    provider.member(globex, "bob@corp.test")
+    return acme, globex
+
+
+@pytest.fixture
+def config(authvital, provider, tenants, tmp_path, migrated_templates, monkeypatch):
+    """Give a configuration with two migrated tenants."""
+    monkeypatch.setenv("SECRET", "canary")
+    (tmp_path / "tenants").mkdir()
+    for name in ("acme", "globex"):
+        shutil.copyfile(migrated_templates(0), tmp_path / "tenants" / f"{name}.db")
+    file = tmp_path / "tenantsync.toml"
+    names = {"host": authvital.url, "application": provider.ours.id}
+    file.write_text(CONFIG.format(**names, acme=tenants[0], globex=tenants[1]))
+    return file
+
+
+@pytest.fixture
+def run(config, clock):
+    """Give what calls `tenantsync reconcile`, ten seconds after what was before."""
+
+    def call(*arguments, hooks=True):
+        clock.sleep(10)
+        chosen = ["--hooks", "none"] if hooks else []
+        return CliRunner().invoke(
+            commands, ["-c", str(config), "reconcile", *chosen, *arguments], terminal_width=200
+        )
+
+    return call
+
+
+def statuses(config, name):
+    """Return `sub` -> membership status in a tenant's file."""
+    with closing(sqlite3.connect(config.parent / "tenants" / f"{name}.db")) as connection:
+        return dict(connection.execute("SELECT id, membership_status FROM av_identities"))
+
+
+def test_one_table_says_what_was_done(run, config):
+    """A line for each tenant, then the sums; all well is 0."""
+    done = run()
+
+    assert done.exit_code == 0, done.output
+    *lines, summed = done.output.splitlines()
+    assert [line.split() for line in lines] == [
+        ["tenant", "state", "added", "changed", "removed", "unchanged", "refused", "why"],
+        ["acme", "done", "3", "0", "0", "0", "0"],
+        ["globex", "done", "1", "0", "0", "0", "0"],
+    ]
+    assert summed == "2 tenants: 2 done; people: 4 added, 0 changed, 0 removed, 0 unchanged"
+    assert set(statuses(config, "acme").values()) == {"active"}
+    assert len(statuses(config, "globex")) == 1
+
+
+def test_json_is_for_programs(run, tenants):
+    """One document and nothing else."""
+    done = run("--json", "--tenant", "a*")
+
+    told = json.loads(done.stdout)
+    (acme,) = told["tenants"]
+    assert (told["ok"], told["counts"]) == (True, {"done": 1})
+    assert (acme["tenant"], acme["tenant_id"], acme["added"]) == ("acme", tenants[0], 3)
+    assert acme["snapshot"] is not None
+
+
+def test_a_dry_run_prints_the_differences(run, config, provider, tenants):
+    """Who, and which columns; addresses stay where they are. Nothing is written."""
+    acme, _ = tenants
+    first = run("--dry-run")
+    assert first.exit_code == 0, first.output
+    assert statuses(config, "acme") == {}
+    assert not (config.parent / "tenantsync.db").exists()
+    run()
+    ids = list(statuses(config, "acme"))
+    provider.do.set_status_quietly(acme, ids[0], "SUSPENDED")
+    provider.do.edit_profile(ids[1], email="new@corp.test")
+
+    done = run("--dry-run", hooks=False)
+
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["acme", "changed", ids[0], "membership_status", "active", "->", "suspended"] in lines
+    assert ["acme", "changed", ids[1], "email"] in lines
+    assert "nothing was written" in done.output
+    assert "@corp.test" not in first.output + done.output
+    assert set(statuses(config, "acme").values()) == {"active"}
+
+
+def test_who_is_missing_twice_is_removed(run, config, provider, tenants):
+    """In two runs, and the second one says so."""
+    run()
+    acme, _ = tenants
+    gone, *_ = statuses(config, "acme")
+    provider.do.remove_quietly(acme, gone)
+
+    outputs = [run("--tenant", "acme").output.splitlines()[1].split() for _ in range(2)]
+
+    assert outputs == [
+        ["acme", "done", "0", "0", "0", "2", "0"],
+        ["acme", "done", "0", "0", "1", "2", "0"],
+    ]
+    assert statuses(config, "acme")[gone] == "left"
+
+
+def test_what_was_held_back_is_1_until_it_is_allowed(run, config, provider, tenants):
+    """With what to look at, and what to say then."""
+    acme, _ = tenants
+    for number in range(3):
+        provider.member(acme, f"more{number}@corp.test")
+    run()
+    for sub in list(statuses(config, "acme"))[:5]:
+        provider.do.set_status_quietly(acme, sub, "SUSPENDED")
+
+    held = run()
+    allowed = run("--allow-mass-removal")
+
+    assert (held.exit_code, allowed.exit_code) == (1, 0)
+    assert "held back" in held.output
+    assert "5 of 6 people" in held.output
+    assert "--allow-mass-removal" in held.output
+    assert list(statuses(config, "acme").values()).count("suspended") == 5
+
+
+def test_a_tenant_that_failed_is_1_and_the_others_are_done(run, config, authvital, tenants):
+    """A list that is refused changes nothing of its tenant."""
+    acme, _ = tenants
+    authvital.faults.spoil[PATH] = lambda response: (
+        response if acme.encode() not in response.body else Response(200, response.body[:-9])
+    )
+
+    done = run()
+
+    assert done.exit_code == 1
+    assert "failed" in done.output
+    assert "is cut off" in done.output
+    assert statuses(config, "acme") == {}
+    assert len(statuses(config, "globex")) == 1
+
+
+def test_a_wrong_secret_is_said_and_not_shown(run, config, monkeypatch):
+    """Each tenant says why; the secret is in no line."""
+    monkeypatch.setenv("SECRET", "wr0ng-canary")
+
+    done = run()
+
+    assert done.exit_code == 1
+    assert "client_secret" in done.output
+    assert "wr0ng-canary" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "said"),
+    [
+        (lambda text: text.replace('client_id = "machine"', ""), (), "client_id: is missing"),
+        (lambda text: text.replace('client_secret = "${SECRET}"', ""), (), "client_secret: is"),
+        (lambda text: text.replace("${SECRET}", "${UNSET_VARIABLE}"), (), "UNSET_VARIABLE"),
+        (lambda text: text.partition("[tenants.acme]")[0], (), "there are no tenants"),
+        (lambda text: text, ("--tenant", "nobody"), "there is no tenant 'nobody'"),
+        (lambda text: text, ("--jobs", "0"), "--jobs"),
+    ],
+)
+def test_what_is_asked_wrongly_is_2(config, change, arguments, said):
+    """In one sentence, and without a traceback."""
+    config.write_text(change(config.read_text()))
+
+    done = subprocess.run(
+        [COMMAND, "-c", config, "reconcile", "--hooks", "none", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+COMMAND = str(Path(sys.executable).with_name("tenantsync"))
+
+
+def test_hooks_are_wanted_unless_it_is_said_otherwise(run, config):
+    """A departure that no hook heard of does not come again."""
+    config.write_text(f'app = "shop:sync"\n{config.read_text()}')
+    (config.parent / "shop.py").write_text(
+        "from pathlib import Path\n"
+        "from tenantsync import TenantSync\n"
+        "sync = TenantSync.from_toml(Path(__file__).parent / 'tenantsync.toml')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(config.parent)}
+    done = subprocess.run(
+        [COMMAND, "-c", config, "reconcile"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        cwd=config.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    config.write_text(config.read_text().replace('app = "shop:sync"', ""))
+    refused = run(hooks=False)
+
+    assert refused.exit_code != 0
+    assert "--hooks none" in str(refused.exception)
+
+
+def test_an_interruption_ends_it_and_is_1(config, authvital, tenants):
+    """What is under way ends soon, and the rest is not begun."""
+    asked, go = threading.Event(), threading.Event()
+
+    def slow(response):
+        asked.set()
+        assert go.wait(30)
+        return response
+
+    authvital.faults.spoil[PATH] = slow
+    with subprocess.Popen(
+        [COMMAND, "-c", config, "reconcile", "--hooks", "none", "--jobs", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert asked.wait(30)
+        process.send_signal(signal.SIGTERM)
+        assert "stopping" in process.stderr.readline()
+        go.set()
+        output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "skipped" in output
+    assert statuses(config, "globex") == {}
