@@ -152,13 +152,14 @@ class TenantSync(People):
     def schedule(self, *, with_hooks: bool = True) -> ReconcileSchedule | None:
         """Return what reconciles every tenant each `[reconcile] every`; start it, and stop it.
 
-        None where `[authvital]` has no client_id and client_secret to ask AuthVital with.
+        None where `[authvital]` has no client_id and client_secret to ask AuthVital with, and where
+        any tenant is accepted, so that nobody can say whose lists to ask for.
 
         Args:
             with_hooks: Whether the application's hooks hear of those who left.
         """
         trust = self.settings.authvital
-        if trust.client_id is None or trust.client_secret is None:
+        if trust.client_id is None or trust.client_secret is None or self._accepts_any:
             return None
         return ReconcileSchedule(
             Reconciliations(self.control, prepare=self._prepare),

@@ -27,7 +27,7 @@ _THREADS: Final = 2
 @config_option
 @pass_context
 def worker(context: Context, threads: int, once: bool, hooks: str | None) -> None:
-    """Apply what waits in the inbox until interrupted.
+    """Apply what waits in the inbox, and reconcile on schedule, until interrupted.
 
     Any number of them may run, on any machines, where the control database is PostgreSQL. SIGTERM
     or Ctrl-C finishes what is in flight and gives the leases back. With --once it exits with 1 if
@@ -39,10 +39,15 @@ def worker(context: Context, threads: int, once: bool, hooks: str | None) -> Non
     if not once:
         with suppress(ControlUnavailable):  # the worker says so, and goes on asking
             upgrade_control(sync.control)
+        schedule = sync.schedule(with_hooks=hooks is None)
         stop = threading.Event()
         _on_signals(stop.set)
+        if schedule is not None:
+            schedule.start()
         click.echo("worker started (Ctrl-C ends it)")
         ended = working.run(stop)
+        if schedule is not None:
+            ended = schedule.stop() and ended
         click.echo("worker stopped" if ended else "worker stopped in the middle of something")
         if not ended:
             raise click.exceptions.Exit(1)

@@ -41,13 +41,16 @@ class ReconcilesTenants(Protocol):
     ) -> TenantReport:
         """Reconcile one tenant on the calling thread, and say what became of it."""
 
+    def close(self) -> None:
+        """Close the connections to the provider."""
+
 
 class ReconcileSchedule:
     """Reconciles tenants when their turn comes, in threads of its own.
 
     Args:
         reconciliations: Whose turn it is.
-        reconciler: Reconciles.
+        reconciler: Reconciles; closed when this is stopped.
         tenants: Returns all tenants there are now.
         owner: Who this is, for people who look into the table.
         every: Seconds between two turns of a tenant.
@@ -92,10 +95,9 @@ class ReconcileSchedule:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the threads, unless they run already."""
-        if any(thread.is_alive() for thread in self._threads):
+        """Start the threads, unless they were started already."""
+        if self._threads or self._stopping.is_set():
             return
-        self._stopping.clear()
         # Daemons: whoever does not end in time when the process does leaves a lease that runs out.
         self._threads = [
             threading.Thread(target=self._work, name=f"tenantsync-reconcile-{number}", daemon=True)
@@ -107,6 +109,8 @@ class ReconcileSchedule:
     def stop(self, *, timeout: float = 30.0) -> bool:
         """Leave the tenants under way after their portion, give the leases back, end the threads.
 
+        For good: make another one to go on.
+
         Args:
             timeout: Seconds to wait for that, in all.
 
@@ -117,7 +121,10 @@ class ReconcileSchedule:
         deadline = self._clock() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
-        return not any(thread.is_alive() for thread in self._threads)
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if ended:
+            self._reconciler.close()
+        return ended
 
     def run_due(self) -> list[TenantReport]:
         """Reconcile on the calling thread everybody whose turn it is now.

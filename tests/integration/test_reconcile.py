@@ -167,6 +167,23 @@ def test_a_newer_webhook_wins_over_the_list(house, provider, acme):
     assert (found["membership_status"], found["app_role"]) == ("suspended", "viewer")
 
 
+def test_a_webhook_of_the_lists_last_seconds_wins(house, provider, acme):
+    """The list was read, then something happened, and only then it was answered and dated."""
+    (zoe,) = crowd(provider, acme, 1)
+    provider.do.replace_app_roles(acme, zoe, provider.ours.id, ["admin"])
+    house.reconcile()
+
+    def meanwhile(answer):
+        provider.do.suspend(acme, zoe)
+        house.deliver(provider.emulator.outbox.take())
+        return replace(answer, date=answer.date + 4_000)
+
+    provider.spoil = meanwhile
+    house.reconcile()
+
+    assert people(house, acme) == {zoe: "suspended"}
+
+
 def test_sessions_end_where_a_list_suspends(house, provider, acme):
     """In the same transaction, as when an event does."""
     zoe, ann = crowd(provider, acme, 2)
@@ -642,8 +659,9 @@ def test_tenants_that_share_a_place_leave_each_other_alone(migrated_place, tmp_p
         status = people(house, acme)
         assert status == {zoe: "active", ann: "active", bob: "active"}
         provider.do.remove_quietly(acme, zoe)
-        for _ in range(2):
-            house.reconcile()
+        for _ in range(3):
+            provider.now.sleep(10)
+            house.reconciler.reconcile(house.tenants[:1])
 
         assert people(house, acme) == {zoe: "left", ann: "active", bob: "active"}
 

@@ -8,14 +8,19 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from listing import Provider
+from sqlalchemy import text
 
 from tenantsync.cli import commands
+from tenantsync.control.database import ControlDatabase
+from tenantsync.control.reconciliations import Reconciliations
+from tenantsync.migrate.control import upgrade_control
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
 from tenantsync.testing.server import Response
@@ -283,6 +288,42 @@ def test_hooks_are_wanted_unless_it_is_said_otherwise(run, config):
 
     assert refused.exit_code != 0
     assert "--hooks none" in str(refused.exception)
+
+
+def test_a_worker_reconciles_on_schedule(config, tenants):
+    """Whoever is due when it starts is done, and the lease is given back."""
+    control = config.parent / "tenantsync.db"
+    with ControlDatabase(f"sqlite:///{control}") as database:
+        upgrade_control(database)
+        Reconciliations(database).enrol(tenants, every=3600.0)
+        past = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 second')"
+        with database.write() as connection:
+            connection.execute(text(f"UPDATE reconciliations SET due_at = {past}"))
+
+        def done():
+            return all(len(statuses(config, name)) for name in ("acme", "globex")) and all(
+                each.snapshot is not None
+                for each in Reconciliations(database).list(tenants).values()
+            )
+
+        with subprocess.Popen(
+            [COMMAND, "-c", config, "worker", "--hooks", "none"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            deadline = time.monotonic() + 60
+            while not done():
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.terminate()
+            process.communicate(timeout=60)
+
+        assert process.returncode == 0
+        assert len(statuses(config, "acme")) == 3
+        with database.read() as connection:
+            held = "SELECT count(*) FROM reconciliations WHERE owner IS NOT NULL"
+            assert connection.scalar(text(held)) == 0
 
 
 def test_an_interruption_ends_it_and_is_1(config, authvital, tenants):

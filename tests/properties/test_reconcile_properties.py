@@ -203,6 +203,7 @@ def test_lists_that_race_webhooks_never_undo_what_is_newer(racing, live, lists):
 
 _STATUS = {"ACTIVE": "active", "SUSPENDED": "suspended", "INVITED": "invited"}
 _FATES = st.sampled_from(["now", "now", "lost", "late", "twice"])
+DATA = st.data()
 WHO, WHERE = st.integers(0, 3), st.integers(0, 1)  # four people: too few for the brake
 
 
@@ -231,6 +232,9 @@ class Convergence(RuleBasedStateMachine):
         for tenant_id in self.tenants:
             # A list without anybody is refused.
             self.provider.member(tenant_id, f"owner@{tenant_id}.test")
+            for sub in self.people[:3]:
+                self.do.add_member(tenant_id, sub, silent=True)
+                self.do.replace_app_roles(tenant_id, sub, self.provider.ours.id, ["editor"])
 
     def member(self, who, where):
         return self.provider.emulator.state.membership(self.tenants[where], self.people[who])
@@ -238,8 +242,8 @@ class Convergence(RuleBasedStateMachine):
     def alive(self, who):
         return self.people[who] in self.provider.emulator.state.users
 
-    @rule(who=WHO, where=WHERE, loud=st.booleans())
-    def join(self, who, where, loud):
+    @rule(who=WHO, where=WHERE, loud=st.booleans(), data=DATA)
+    def join(self, who, where, loud, data):
         if not self.alive(who) or self.member(who, where) is not None:
             return
         user = self.provider.emulator.state.users[self.people[who]]
@@ -247,15 +251,19 @@ class Convergence(RuleBasedStateMachine):
             self.do.accept(self.do.invite(self.tenants[where], user.email).id)
         else:
             self.do.add_member(self.tenants[where], user.id, silent=True)
+        self.post(data)
 
-    @rule(who=WHO, where=WHERE, loud=st.booleans())
-    def leave(self, who, where, loud):
+    @rule(who=WHO, where=WHERE, loud=st.booleans(), data=DATA)
+    def leave(self, who, where, loud, data):
         if self.member(who, where) is not None:
             leave = self.do.remove if loud else self.do.remove_quietly
             leave(self.tenants[where], self.people[who])
+            self.post(data)
 
-    @rule(who=WHO, where=WHERE, status=st.sampled_from(sorted(_STATUS)), loud=st.booleans())
-    def change_status(self, who, where, status, loud):
+    @rule(
+        who=WHO, where=WHERE, status=st.sampled_from(sorted(_STATUS)), loud=st.booleans(), data=DATA
+    )
+    def change_status(self, who, where, status, loud, data):
         if self.member(who, where) is None:
             return
         place = (self.tenants[where], self.people[who])
@@ -265,41 +273,52 @@ class Convergence(RuleBasedStateMachine):
             self.do.suspend(*place)
         else:
             self.do.set_status_quietly(*place, status)
+        self.post(data)
 
-    @rule(who=WHO, where=WHERE, slug=st.sampled_from(["admin", "viewer"]), loud=st.booleans())
-    def give_role(self, who, where, slug, loud):
+    @rule(
+        who=WHO,
+        where=WHERE,
+        slug=st.sampled_from(["admin", "viewer", None]),
+        loud=st.booleans(),
+        data=DATA,
+    )
+    def give_role(self, who, where, slug, loud, data):
         if self.member(who, where) is None:
             return
         place = (self.tenants[where], self.people[who], self.provider.ours.id)
-        if loud:
+        if loud and slug:
             self.do.set_app_role(*place, slug)
         else:
-            self.do.replace_app_roles(*place, [slug])
+            self.do.replace_app_roles(*place, [slug] if slug else [])
+        self.post(data)
 
-    @rule(who=WHO, where=WHERE, grant=st.booleans())
-    def change_access(self, who, where, grant):
+    @rule(who=WHO, where=WHERE, grant=st.booleans(), data=DATA)
+    def change_access(self, who, where, grant, data):
         if self.member(who, where) is not None:
             change = self.do.grant_access if grant else self.do.revoke_access
             change(self.tenants[where], self.people[who], self.provider.ours.id)
+            self.post(data)
 
-    @rule(who=WHO, name=st.sampled_from(["Zoe", "Ünï", None]), email=st.integers(0, 9))
-    def rename(self, who, name, email):
+    @rule(who=WHO, name=st.sampled_from(["Zoe", "Ünï", None]), email=st.integers(0, 9), data=DATA)
+    def rename(self, who, name, email, data):
         if self.alive(who):
             self.do.edit_profile(
                 self.people[who], given_name=name, email=f"q{who}{email}@corp.test"
             )
+            self.post(data)
 
-    @rule(who=WHO)
-    def delete(self, who):
+    @rule(who=WHO, data=DATA)
+    def delete(self, who, data):
         if self.alive(who):
             self.do.delete_user(self.people[who])
+            self.post(data)
 
     @rule(seconds=st.sampled_from([0.001, 1, 5, 20]))
     def tick(self, seconds):
         self.provider.now.sleep(seconds)
 
-    @rule(data=st.data())
     def post(self, data):
+        """Send what was emitted on its way."""
         for emission in self.provider.emulator.outbox.take():
             fate = data.draw(_FATES)
             if fate == "late":
@@ -307,7 +326,7 @@ class Convergence(RuleBasedStateMachine):
             elif fate != "lost":
                 self.send([emission] * (2 if fate == "twice" else 1))
 
-    @rule(data=st.data())
+    @rule(data=DATA)
     def catch_up(self, data):
         while self.late:
             self.send([self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))])
@@ -404,5 +423,5 @@ def test_after_two_lists_the_mirror_is_the_provider(places, tmp_path):
 
         run_state_machine_as_test(
             machine,
-            settings=settings(CAREFUL, max_examples=25, stateful_step_count=25),
+            settings=settings(CAREFUL, max_examples=60, stateful_step_count=30),
         )

@@ -55,6 +55,10 @@ class Reconciling:
         self.state = state
         self.asked = []
         self.during = lambda tenant: None
+        self.closed = False
+
+    def close(self):
+        self.closed = True
 
     def reconcile_tenant(self, tenant, *, with_hooks=True, on_portion=None):
         self.asked.append((tenant.key, with_hooks))
@@ -291,6 +295,9 @@ def test_stopping_gives_the_tenant_back_at_once(books, control):
     stopper.join(30)
 
     assert not any(thread.is_alive() for thread in working._threads)
+    assert reconciling.closed
+    working.start()  # it is over
+    assert working.stop()
     claim = books.claim("you")
     assert claim is not None
     assert (claim.tenant_id, claim.attempts) == ("id-a", 0)
