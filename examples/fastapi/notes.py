@@ -10,11 +10,7 @@ from sqlalchemy import ForeignKey, MetaData, Text, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tenantsync import TenantSync
-from tenantsync.authvital.tokens import AccessTokens
-from tenantsync.control.denials import Denials
 from tenantsync.models import NAMING_CONVENTION, IdentityMixin, IdentitySessionMixin
-from tenantsync.sync.authorise import DENIALS, Authoriser
-from tenantsync.tenancy.sessions import TenantSessions
 from tenantsync.web.access import AccessControl
 
 sync = TenantSync.from_toml(Path(__file__).with_name("tenantsync.toml"))
@@ -71,33 +67,23 @@ async def me(person: Person, request: Request) -> dict[str, str | None]:
 @router.get("/notes")
 def read(person: Person, request: Request) -> list[str]:
     """List the tenant's notes. A `def`, because the session is blocking: FastAPI gives a thread."""
-    sessions: TenantSessions = request.app.state.sessions
-    with sessions.session(request.state.tenant, read_only=True) as session:
+    sync: TenantSync = request.app.state.sync
+    with sync.session(request.state.tenant.key, read_only=True) as session:
         return list(session.scalars(select(Note.text).order_by(Note.id)))
 
 
 @router.post("/notes", status_code=201)
 def write(text: str, person: Person, request: Request) -> None:
     """Add a note."""
-    sessions: TenantSessions = request.app.state.sessions
-    with sessions.session(request.state.tenant) as session:
+    sync: TenantSync = request.app.state.sync
+    with sync.session(request.state.tenant.key) as session:
         session.add(Note(author_id=person.id, text=text))
         session.commit()
 
 
 def create_app(sync: TenantSync = sync) -> FastAPI:
     """Return the application: `uvicorn --factory notes:create_app`."""
-    trust = sync.settings.authvital
-    access = AccessControl(
-        AccessTokens(sync.keys, issuer=trust.issuer, audience=trust.audience),
-        Authoriser(
-            sync.resolver,
-            TenantSessions(sync.registry, sync.isolation, limit=4, statement_timeout=5.0),
-            # Accepted and not applied yet: who was locked out a moment ago is locked out.
-            denials=Denials(sync.control, DENIALS),
-            model=Identity,
-        ),
-    )
+    access = sync.access(model=Identity)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,7 +93,7 @@ def create_app(sync: TenantSync = sync) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan)
     app.state.access = access
-    app.state.sessions = TenantSessions(sync.registry, sync.isolation)
+    app.state.sync = sync
     app.router.routes.extend(sync.routes("/webhooks/authvital"))
     app.include_router(router)
     return app

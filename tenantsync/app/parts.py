@@ -1,6 +1,6 @@
 """What a configuration describes, part by part: databases, tenants, the inbox, the handler."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Final, TypedDict
 
@@ -14,6 +14,7 @@ from tenantsync.errors import ConfigError
 from tenantsync.metrics import PrometheusObserver
 from tenantsync.migrate.control import upgrade_control
 from tenantsync.observe import LoggingObserver, Observer, OutcomeCounter
+from tenantsync.sync.drift import DriftCounter
 from tenantsync.sync.handler import IdentitySyncHandler
 from tenantsync.sync.hooks import Hooks
 from tenantsync.sync.parking import Parking
@@ -72,6 +73,7 @@ class Parts:
     ) -> None:
         self.settings = settings
         self.counter = OutcomeCounter()
+        self.drift = DriftCounter()
         self._signals = signals
         self._source = source
         self._isolation = isolation
@@ -79,6 +81,7 @@ class Parts:
         self._observers = tuple(observers)
         self._hooks = Hooks()
         self._inline: Worker | None = None
+        self._forgetting: list[Callable[[str, str], None]] = []
         self._schedule: ReconcileSchedule | None = None
 
     @cached_property
@@ -182,6 +185,7 @@ class Parts:
             inbox=self.inbox_totals,
             breakers_open=lambda: self.handler.breakers_open,
             worker=self._worked,
+            drift=self.drift.counts,
         )
         return observer
 
@@ -234,7 +238,13 @@ class Parts:
             parking=self.parking,
             hooks=self._hooks,
             observers=self._listening(),
+            changed=self._forget,
         )
+
+    def _forget(self, tenant_id: str, sub: str) -> None:
+        """Have whoever remembers a person look again: an event about them was taken."""
+        for forget in tuple(self._forgetting):
+            forget(tenant_id, sub)
 
     def _listening(self) -> list[Observer]:
         observers: list[Observer] = [LoggingObserver(), self.counter, *self._observers]

@@ -1,9 +1,10 @@
 """People: who may come in, sessions in a tenant's database, and the provider's own lists."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.orm import Session
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:  # it needs greenlet, which comes with an extra
 
 __all__ = ["People"]
 
-_LOOKS = 4
-"""How many people are looked up at once; each look takes a connection for a moment."""
+_SESSIONS: Final = 0.4
+_LOOKS: Final = 0.2
+"""Shares of `max_connections` for the application's sessions, and for looking people up. The rest
+is for events, which nobody's open session may hold up."""
 
 
 class People(Doors):
@@ -36,7 +39,7 @@ class People(Doors):
     @cached_property
     def sessions(self) -> TenantSessions:
         """What opens sessions in tenants' databases."""
-        return TenantSessions(self.registry, self.isolation)
+        return TenantSessions(self.registry, self.isolation, limit=self._share(_SESSIONS))
 
     @cached_property
     def async_sessions(self) -> AsyncTenantSessions:
@@ -45,7 +48,10 @@ class People(Doors):
         Raises:
             ConfigError: It is not installed.
         """
-        return AsyncTenantSessions(self.isolation)
+        limit = self._share(_SESSIONS)
+        # Where each tenant has a database, a spare connection per tenant would soon be all.
+        idle = 1 if self.settings.isolation.strategy == "database" else limit
+        return AsyncTenantSessions(self.isolation, limit=limit, idle=idle)
 
     @contextmanager
     def session(self, key: str, *, read_only: bool = False) -> Iterator[Session]:
@@ -70,7 +76,8 @@ class People(Doors):
 
         Its arguments and errors are those of `session`.
         """
-        tenant = self._named(key)
+        # It may ask the control database.
+        tenant = await asyncio.to_thread(self._named, key)
         async with self.async_sessions.session(tenant, read_only=read_only) as session:
             yield session
 
@@ -88,7 +95,7 @@ class People(Doors):
         looks = TenantSessions(
             self.registry,
             self.isolation,
-            limit=_LOOKS,
+            limit=self._share(_LOOKS),
             statement_timeout=self.settings.isolation.statement_timeout,
         )
         authoriser = Authoriser(
@@ -98,8 +105,10 @@ class People(Doors):
             model=model,
             shared=self.settings.isolation.strategy == "single",
             cache=cache,
-            threads=_LOOKS,
+            threads=self._share(_LOOKS),
         )
+        if cache:
+            self._forgetting.append(authoriser.forget)
         tokens = AccessTokens(self.keys, issuer=trust.issuer, audience=trust.audience)
         return AccessControl(tokens, authoriser)
 
@@ -109,7 +118,10 @@ class People(Doors):
         Raises:
             ConfigError: `[authvital]` has no client_id or no client_secret.
         """
-        return reconciler_of(self, prepare=self._prepare)
+        return reconciler_of(self, prepare=self._prepare, observer=self.drift)
+
+    def _share(self, of: float) -> int:
+        return max(1, round(self.settings.isolation.max_connections * of))
 
     def _named(self, key: str) -> Tenant:
         if isinstance(self._source, TenantListing):

@@ -22,6 +22,9 @@ from tenantsync.migrate.provision import Provisioner
 from tenantsync.observe import Outcome
 from tenantsync.sync.hooks import Hook
 from tenantsync.sync.ledger import LedgerPruner
+from tenantsync.sync.stale_sessions import StaleSessions
+from tenantsync.tenancy.sessions import TenantSessions
+from tenantsync.worker.cleanup import ScheduledCleanup, SessionCleanup
 from tenantsync.worker.drain import Drainer
 from tenantsync.worker.loop import Worker
 from tenantsync.worker.provisioning import TenantProvisioning
@@ -81,14 +84,14 @@ class TenantSync(People):
         without waiting for them. Unless `[worker] inline` is false, parked events are applied by
         this process too.
         """
-        for key in self.settings.unused:
-            _LOG.warning("tenantsync.unused_key", extra={"key": key})
         await asyncio.to_thread(self.start)
         warming = asyncio.create_task(asyncio.to_thread(_warm, self.keys))
         try:
             yield
         finally:
             await warming
+            if "async_sessions" in self.__dict__:
+                await self.async_sessions.close()
             await asyncio.to_thread(self.close)
 
     def start(self) -> None:
@@ -145,6 +148,7 @@ class TenantSync(People):
             pruner,
             tenants=self.serving,
             signals=self.signals,
+            chores=[self._cleanup().run],
             interval=settings.interval,
             threads=threads,
         )
@@ -209,6 +213,13 @@ class TenantSync(People):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _cleanup(self) -> ScheduledCleanup:
+        limits = self.settings.isolation
+        opened = TenantSessions(
+            self.registry, self.isolation, limit=1, statement_timeout=limits.statement_timeout
+        )
+        return ScheduledCleanup(SessionCleanup(StaleSessions(opened)), tenants=self.serving)
 
     def _provisioning(self) -> TenantProvisioning | None:
         section = self.settings.provisioning

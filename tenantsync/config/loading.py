@@ -97,7 +97,6 @@ def read(
     check_pubsub(str(path), sections["pubsub"])
     return Settings(
         path=absolute,
-        unused=tuple(_unused(data)),
         _app=app,
         _sections=sections,
         _tenants=tenants,
@@ -206,10 +205,3 @@ def _hint(name: str, known: Iterable[str]) -> str:
     if name == "app":
         return 'key "app"; it belongs at the top of the file, above every section'
     return f"key {shown}; allowed are {', '.join(names)}"
-
-
-def _unused(data: Mapping[str, Any]) -> Iterable[str]:
-    for name, table in data.items():
-        if name in SECTIONS:
-            keys = keys_of(SECTIONS[name])
-            yield from (f"{name}.{key}" for key in table if keys[key].facts.later)

@@ -63,7 +63,6 @@ class Key:
         parse: Makes the setting from the file's value; without it the type decides.
         secret: Its value never appears in a message.
         url: Values of the environment are percent-encoded inside it.
-        later: Nothing reads it yet.
         alone: A variable that is not set fails only who reads this key, not its whole section.
         default: What the file would say if it said something; for a default that depends on where
             the file is.
@@ -73,7 +72,6 @@ class Key:
     parse: Parse | None = None
     secret: bool = False
     url: bool = False
-    later: bool = False
     alone: bool = False
     default: str | None = None
 

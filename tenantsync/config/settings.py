@@ -36,11 +36,9 @@ class Settings:
 
     Args:
         path: Absolute path of the file.
-        unused: Dotted keys that the file has and that nothing reads yet, in the file's order.
     """
 
     path: Path
-    unused: tuple[str, ...] = ()
     _app: str | Deferred | None = field(default=None, repr=False)
     _sections: Mapping[str, Section | Deferred] = field(repr=False, hash=False)
     _tenants: Mapping[str, TenantSettings | Deferred] = field(repr=False, hash=False)

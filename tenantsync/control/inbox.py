@@ -1,7 +1,7 @@
 """The inbox: events that were accepted and cannot be applied yet, and what became of them."""
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Unpack
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, null, select
@@ -289,15 +289,6 @@ class Inbox:
         with self.database.read() as connection:
             query = select(inbox.c.event_id).where(inbox.c.tenant_id == tenant_id)
             return set(connection.scalars(query))
-
-    def waits(self, tenant_id: str, subject: str, types: Collection[str]) -> bool:
-        """Return whether an event of one of these types is parked for a person."""
-        query = select(inbox.c.number).where(
-            *(inbox.c.tenant_id == tenant_id, inbox.c.subject == subject),
-            *(IS_PARKED, inbox.c.type.in_(types)),
-        )
-        with self.database.read() as connection:
-            return connection.execute(query.limit(1)).first() is not None
 
     def prune(
         self,

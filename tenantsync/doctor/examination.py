@@ -125,15 +125,6 @@ def _configuration(settings: Settings) -> list[Finding]:
             remedy = "set it where servers, workers and this command run"
             if str(error) not in {finding.what for finding in found}:
                 found.append(Finding("configuration", level, str(error), remedy))
-    if settings.unused:
-        found.append(
-            Finding(
-                "configuration",
-                Level.WARNING,
-                f"nothing reads {', '.join(settings.unused)}",
-                "take them out: what they ask for does not happen",
-            )
-        )
     return found or [Finding("configuration", Level.OK, f"{settings.path} is as it should be")]
 
 

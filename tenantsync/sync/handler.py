@@ -43,6 +43,7 @@ _SOON: Final = 1.0
 _LATE: Final = 900.0
 """Seconds between two looks at a suspended tenant; resuming it wakes its lane at once."""
 _REMEMBERED: Final = 10_000
+_CHANGING: Final = frozenset({Outcome.APPLIED, Outcome.PARKED})
 _OUTCOMES: Final = {
     Stored.PARKED: Outcome.PARKED,
     Stored.QUARANTINED: Outcome.PARKED,
@@ -70,6 +71,8 @@ class IdentitySyncHandler:
         parking: Where what cannot be applied now goes; without it, that is an error.
         hooks: Functions of the application, if they were collected elsewhere; see `on`.
         observers: Who is told what became of each event; by default the log.
+        changed: Told the tenant's id and the person's of each event that was applied or parked,
+            after the commit and before the sender's answer; must be quick, and never raises.
 
     Raises:
         ConfigError: The resolver is none of these.
@@ -87,6 +90,7 @@ class IdentitySyncHandler:
         parking: Parking | None = None,
         hooks: Hooks | None = None,
         observers: Iterable[Observer] | None = None,
+        changed: Callable[[str, str], object] | None = None,
     ) -> None:
         self._resolver = resolver_from(resolver)
         self._registry = registry or EngineRegistry()
@@ -107,6 +111,7 @@ class IdentitySyncHandler:
             recovered=self._recovered,
         )
         self._observers = Observers([LoggingObserver()] if observers is None else observers)
+        self._changed = changed
 
     def __enter__(self) -> Self:
         return self
@@ -400,6 +405,9 @@ class IdentitySyncHandler:
         reason: str | None = None,
         error: TenantSyncError | None = None,
     ) -> Outcome:
+        event = way.event
+        if self._changed is not None and outcome in _CHANGING and event.tenant_id and event.sub:
+            self._changed(event.tenant_id, event.sub)
         self._observers(way.delivery(outcome, reason=reason, error=error))
         return outcome or Outcome.IGNORED
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from tenantsync.control.database import ControlMissing, ControlUnavailable
@@ -38,6 +39,8 @@ class Worker:
         pruner: Removes what is too old, or None to leave that to other workers.
         tenants: Returns all tenants there are now.
         signals: Wakes this worker; whoever made it closes it. None where nobody sends signals.
+        chores: What else is done for as long as it runs, each on a thread of its own, until the
+            event that it is given is set.
         interval: Seconds between two looks at the inbox, at most, when nobody wakes the worker.
         threads: How many lanes are drained at once.
         breath: Seconds after a look in vain before the next one, however often the worker is woken.
@@ -54,6 +57,7 @@ class Worker:
         *,
         tenants: Callable[[], Iterable[Tenant]],
         signals: Signals | None = None,
+        chores: Iterable[Callable[[threading.Event], object]] = (),
         interval: float = 5.0,
         threads: int = 2,
         breath: float = 0.1,
@@ -66,6 +70,7 @@ class Worker:
         self._pruner = pruner
         self._tenants = tenants
         self._signals = signals
+        self._chores = tuple(chores)
         self._interval = interval
         self._count = threads
         self._breath = breath
@@ -90,12 +95,16 @@ class Worker:
         if self._signals is not None and not self._listening:
             self._listening = True
             self._signals.listen(self.wake)
-        tasks: list[tuple[str, Callable[[], None]]] = [
+        tasks: list[tuple[str, Callable[[], object]]] = [
             (f"tenantsync-worker-{number}", self._drain) for number in range(self._count)
         ]
         tasks.append(("tenantsync-greeter", self._greet))
         if self._pruner is not None:
             tasks.append(("tenantsync-pruner", self._prune))
+        tasks += [
+            (f"tenantsync-chore-{number}", partial(chore, self._stopping))
+            for number, chore in enumerate(self._chores)
+        ]
         # Daemons: whoever does not end in time when the process does leaves a lease that runs out.
         self._threads = [
             threading.Thread(target=task, name=name, daemon=True) for name, task in tasks

@@ -247,12 +247,6 @@ def test_the_schema_strategy_has_a_template_by_default(config):
     assert config(SCHEMAS).isolation.schema == "tenant_{key}"
 
 
-def test_keys_that_nothing_reads_yet_are_named(config):
-    """The file's keys of later capabilities are listed, in its order, and no others."""
-    assert config(FULL, ENVIRON).unused == ()
-    assert config(FILES).unused == ()
-
-
 def test_settings_are_values(config):
     """They compare, hash, travel to another process, and cannot be changed."""
     settings = config(FULL, ENVIRON)
@@ -984,11 +978,10 @@ def test_the_starter_loads_as_it_is(tmp_path):
 
     settings = load(path, {})
 
-    assert ("database", f"sqlite:///{tmp_path}/tenants/{{key}}.db", ["acme"], ()) == (
+    assert ("database", f"sqlite:///{tmp_path}/tenants/{{key}}.db", ["acme"]) == (
         settings.isolation.strategy,
         settings.isolation.url,
         list(settings.tenants),
-        settings.unused,
     )
 
 
@@ -1062,7 +1055,7 @@ def test_the_reference_shows_a_file_that_loads(config):
 
 
 def test_reading_logs_nothing(config, caplog):
-    """What is unused is said by whoever starts something, once."""
+    """A library that only reads has nothing to tell the log."""
     with caplog.at_level(logging.DEBUG):
         config(FULL, ENVIRON)
 

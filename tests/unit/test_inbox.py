@@ -633,19 +633,6 @@ def test_the_ids_that_the_inbox_holds_are_known(inbox):
     assert inbox.held("nobody") == set()
 
 
-def test_a_denial_that_waits_is_seen(inbox):
-    """Only a parked event of the person and of one of the types counts."""
-    inbox.park([arrival("a", type="member.left"), arrival("b", subject="bob")])
-
-    assert inbox.waits("acme", "ann", {"member.left", "subject.deleted"})
-    assert not inbox.waits("acme", "ann", {"subject.deleted"})
-    assert not inbox.waits("acme", "ann", ())
-    assert not inbox.waits("acme", "bob", {"member.left"})
-    assert not inbox.waits("globex", "ann", {"member.left"})
-    inbox.discard(type="member.left")
-    assert not inbox.waits("acme", "ann", {"member.left"})
-
-
 def test_old_events_are_pruned_by_what_they_are(inbox):
     """Bodies go first, then ids; quarantine is kept longest; what waits is never deleted."""
     inbox.park([arrival(name) for name in ("parked", "applied", "quarantined", "discarded")])

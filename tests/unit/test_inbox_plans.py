@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import event, text
 
 from tenantsync.control.database import ControlDatabase
+from tenantsync.control.denials import Denials
 from tenantsync.control.inbox import Arrival, Inbox, Settlement
 from tenantsync.migrate.control import upgrade_control
 
@@ -104,7 +105,7 @@ def test_nothing_that_is_done_for_an_event_reads_all_of_them(inbox):
         lane, entries = drain(inbox)
         inbox.park(arrivals(range(WAITING, WAITING + 128), "bad"))
         inbox.park(arrivals(range(100)) + arrivals(range(LANES, LANES + 20)))
-        inbox.waits("bad", "person-77", {"member.left"})
+        Denials(inbox.database, {"member.left"}).waiting("bad", "person-77")
         inbox.erase("bad", "person-40000")
         inbox.retry(numbers=[49_000])
         inbox.totals()
