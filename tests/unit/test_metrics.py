@@ -269,7 +269,8 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
 def test_the_page_on_monitoring_names_every_metric_and_its_labels():
     """What the documentation lists is what is shown, no more and no less."""
     observer = PrometheusObserver(tenants=True)
-    observer.watch(inbox=Totals, breakers_open=int, worker=lambda: {"lanes": 1})
+    one = {"lanes": 1}
+    observer.watch(inbox=Totals, breakers_open=int, worker=lambda: one, drift=lambda: one)
     observer(delivery())
     families = {
         family.name if family.type != "counter" else f"{family.name}_total": (
