@@ -130,6 +130,7 @@ class TenantResolver:
         self._known: TTLCache[str, Tenant] = TTLCache(_REMEMBERED, ttl, timer=clock)
         self._missing: TTLCache[str, None] = TTLCache(_REMEMBERED, negative_ttl, timer=clock)
         self._last_known: LRUCache[str, Tenant] = LRUCache(_REMEMBERED)
+        self._forgotten = 0
 
     def remembered(self, tenant_id: str | None) -> Tenant | None:
         """Return the tenant if that needs no look-up, else None.
@@ -160,6 +161,7 @@ class TenantResolver:
         if tenant is not None:
             return tenant
         wanted = cast("str", tenant_id)
+        before = self._forgotten
         try:
             found = await asyncio.to_thread(self._source.find, wanted)
             if inspect.isawaitable(found):
@@ -167,7 +169,7 @@ class TenantResolver:
             _check(found)
         except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
-        return self._remember(wanted, found)
+        return self._remember(wanted, found, before)
 
     def resolve_blocking(self, tenant_id: str | None) -> Tenant:
         """Return the tenant. A source with a coroutine runs in an event loop of its own.
@@ -179,11 +181,12 @@ class TenantResolver:
         if tenant is not None:
             return tenant
         wanted = cast("str", tenant_id)
+        before = self._forgotten
         try:
             found = self._find_blocking(wanted)
         except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
-        return self._remember(wanted, found)
+        return self._remember(wanted, found, before)
 
     def find_blocking(self, tenant_id: str) -> Tenant | None:
         """Return the tenant, suspended or not, or None where there is none. Asks anew.
@@ -203,6 +206,7 @@ class TenantResolver:
     def forget(self, tenant_id: str) -> None:
         """Look a tenant up anew from now on; what was last known stays for outages."""
         with self._lock:
+            self._forgotten += 1
             self._known.pop(tenant_id, None)
             self._missing.pop(tenant_id, None)
 
@@ -213,15 +217,20 @@ class TenantResolver:
         _check(found)
         return found
 
-    def _remember(self, tenant_id: str, tenant: Tenant | None) -> Tenant:
+    def _remember(self, tenant_id: str, tenant: Tenant | None, before: int) -> Tenant:
         with self._lock:
+            # Somebody said meanwhile that tenants are to be looked up anew: what was found is from
+            # before that, and good for its own event only.
+            outdated = self._forgotten != before
             if tenant is None:
-                self._missing[tenant_id] = None
-                self._known.pop(tenant_id, None)
-                self._last_known.pop(tenant_id, None)
+                if not outdated:
+                    self._missing[tenant_id] = None
+                    self._known.pop(tenant_id, None)
+                    self._last_known.pop(tenant_id, None)
                 raise _unknown()
-            self._missing.pop(tenant_id, None)
-            self._known[tenant_id] = self._last_known[tenant_id] = tenant
+            if not outdated:
+                self._missing.pop(tenant_id, None)
+                self._known[tenant_id] = self._last_known[tenant_id] = tenant
         return _in_service(tenant)
 
     def _fall_back(self, tenant_id: str, error: Exception) -> Tenant:

@@ -21,7 +21,7 @@ __all__ = ["Worker"]
 
 _LOG: Final = logging.getLogger("tenantsync")
 
-_GREET_EVERY: Final = 60.0
+_GREET_EVERY: Final = 15.0  # longer than it is remembered that there is no such tenant
 _PRUNE_EVERY: Final = 3600.0
 _WOKEN_AT_ONCE: Final = 500
 

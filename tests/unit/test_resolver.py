@@ -1,6 +1,7 @@
 """The resolver by itself: what is remembered, in both colours; tests/integration has the rest."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -126,6 +127,27 @@ def test_what_is_forgotten_is_looked_up_anew_and_still_known_in_an_outage(ask, k
     assert source.asked == 2
 
 
+@pytest.mark.parametrize("answer", [None, ACME])
+def test_what_was_found_before_a_tenant_was_forgotten_is_not_remembered(ask, kind, answer):
+    """A tenant is registered while an event looks it up: the next event must find it."""
+
+    class Registering(kind):
+        def find(self, tenant_id):
+            if not self.asked:
+                resolver.forget(tenant_id)
+            return super().find(tenant_id)
+
+    source = Registering(answer)
+    resolver = TenantResolver(source)
+    with suppress(UnknownTenant):
+        ask(resolver)
+    source.answer = Tenant("acme-id", "moved", PLACE)
+
+    assert ask(resolver).key == "moved"
+    assert ask(resolver).key == "moved"
+    assert source.asked == 2
+
+
 def test_a_suspended_tenant_is_never_given_out(ask, kind):
     """Neither fresh nor from the memory."""
     resolver = TenantResolver(kind(Tenant("acme-id", "acme", PLACE, suspended=True)))
@@ -151,7 +173,7 @@ def test_strangers_cannot_fill_the_memory(kind):
     resolver = TenantResolver(kind(None))
     for number in range(21_000):
         with pytest.raises(UnknownTenant):
-            resolver._remember(f"stranger-{number}", None)
+            resolver._remember(f"stranger-{number}", None, 0)
 
     assert len(resolver._missing) <= 20_000
 
