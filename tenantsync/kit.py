@@ -309,7 +309,8 @@ class Kit:
         """Hold the databases, the emulator and the application for the time of a test."""
         emulator = Emulator(keys=self._rig.keys, clock=Ticking(time.time), seed=0)
         with emulator, self._rig.places(self._folder, emulator.url) as settings:
-            self.sync = _application(settings, self._rig.registered)
+            own = self._rig.registered
+            self.sync = TenantSync(settings) if own is None else own.with_settings(settings)
             tenants = self.sync.directory.list()
             self.authvital = self._authvital(emulator, settings, tenants)
             self.databases = TenantDatabases(tenants, self.authvital.settle)
@@ -329,16 +330,6 @@ class Kit:
             drain=lambda: self.sync.worker(threads=1).drain_now(ids.values()),
             chaos=None if self._chaos is None else Chaos(self._chaos),
         )
-
-
-def _application(settings: Settings, registered: TenantSync | None) -> TenantSync:
-    """Return a TenantSync of these settings, with the hooks of the application's own."""
-    made = TenantSync(settings)
-    if registered is not None:
-        # One by one: what a test adds must not stay behind for the next one.
-        for pattern, hook in vars(vars(registered)["_hooks"])["_registered"]:
-            made.on(pattern)(hook)
-    return made
 
 
 def _acquaint(emulator: Emulator, settings: Settings, ids: Mapping[str, str]) -> None:

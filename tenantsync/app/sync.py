@@ -13,7 +13,7 @@ from uuid import uuid4
 from tenantsync.app.parts import Options
 from tenantsync.app.people import People
 from tenantsync.authvital.keys import KeyRing
-from tenantsync.config import load
+from tenantsync.config import Settings, load
 from tenantsync.control.database import ControlUnavailable
 from tenantsync.control.reconciliations import Reconciliations
 from tenantsync.errors import KeysUnavailable
@@ -71,6 +71,19 @@ class TenantSync(People):
                 allowed.
         """
         return cls(load(path), **options)
+
+    def with_settings(self, settings: Settings) -> "TenantSync":
+        """Return another one, of other settings, with the hooks that this one has by now.
+
+        What is registered with either of them later is its own: so tests can have the
+        application's hooks with databases of theirs.
+
+        Args:
+            settings: The configuration.
+        """
+        made = TenantSync(settings)
+        made._hooks = self._hooks.copy()
+        return made
 
     def on(self, pattern: str) -> Callable[[_HookT], _HookT]:
         """Return a decorator that registers a hook: see `IdentitySyncHandler.on`."""

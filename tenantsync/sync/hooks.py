@@ -51,6 +51,12 @@ class Hooks:
 
         return register
 
+    def copy(self) -> "Hooks":
+        """Return what may be added to without this one hearing of it."""
+        made = Hooks()
+        made._registered += self._registered
+        return made
+
     def matching(self, event_type: str) -> tuple[Hook, ...]:
         """Return the functions to call for this type."""
         return tuple(hook for pattern, hook in self._registered if _matches(pattern, event_type))

@@ -26,6 +26,9 @@ FAULTS = (
     "locked_by_a_migration",
     "forgotten_transaction",
 )
+GATED = ("refuses", "hangs")
+"""The faults of which the way to the database is to blame; the other places are met directly."""
+
 OTHERS = 100 - len(FAULTS)
 EACH = 5
 """Events of each other tenant, while one is in trouble."""
@@ -41,11 +44,11 @@ CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {s}av_sync_events
 
 @dataclass
 class Town:
-    """A hundred tenants behind one server, each fault's own one behind a gate.
+    """A hundred tenants behind one server.
 
     Args:
         house: The tenants.
-        gates: Key -> gate.
+        gates: Key -> the gate before the place of that tenant.
         real: Key -> the tenant's place, past the gate.
         server: The server's process.
         port: Where it serves.
@@ -71,13 +74,15 @@ def town(request, tmp_path_factory, authvital: Emulator, nursery) -> Iterator[To
                 connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         control, shared, *own = made
         gates, real, urls = {}, {}, {}
-        for fault, database in zip(FAULTS, own, strict=True):
-            key = fault
-            gates[key] = stack.enter_context(Gate(server.port))
-            name = shared if request.param == "schema" else database
-            url = server.url(name)
-            urls[key] = url.replace(f":{server.port}/", f":{gates[key].port}/")
+        for key, database in zip(FAULTS, own, strict=True):
+            url = server.url(shared if request.param == "schema" else database)
             real[key] = Placement.of(url, f"tenant_{key}")
+            if key in GATED:
+                gates[key] = stack.enter_context(Gate(server.port))
+                urls[key] = url.replace(f":{server.port}/", f":{gates[key].port}/")
+            elif request.param == "database":
+                # As a schema it has the URL of all, and so shares connections and batches.
+                urls[key] = url
         house = House(
             tmp_path_factory.mktemp("town"),
             authvital,
@@ -135,10 +140,10 @@ def test_one_tenant_in_trouble(town, fault, authvital, amount):
 def trouble(town: Town, fault: str) -> ExitStack:
     """Break the fault's tenant now, and repair it when the block ends."""
     stack = ExitStack()
-    place, gate = town.real[fault], town.gates[fault]
+    place = town.real[fault]
     act: dict[str, Callable[[], object]] = {
-        "refuses": gate.shut,
-        "hangs": gate.jam,
+        "refuses": town.gates["refuses"].shut,
+        "hangs": town.gates["hangs"].jam,
         "read_only": lambda: ask(place, READ_ONLY),
         "lacks_a_table": lambda: ask(
             place, "ALTER TABLE {s}av_identity_tombstones RENAME TO hidden"
@@ -154,8 +159,8 @@ def trouble(town: Town, fault: str) -> ExitStack:
         ),
     }
     mend: dict[str, Callable[[], object]] = {
-        "refuses": gate.open,
-        "hangs": gate.open,
+        "refuses": town.gates["refuses"].open,
+        "hangs": town.gates["hangs"].open,
         "read_only": lambda: ask(
             place, "DROP TRIGGER refuse ON {s}av_sync_events; DROP FUNCTION {s}refuse()"
         ),

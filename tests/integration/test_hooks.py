@@ -349,3 +349,16 @@ def test_hooks_run_behind_the_async_door_too(place, handler):
 
     assert set(asyncio.run(every())) == {Outcome.APPLIED}
     assert notes(place) == [f"e-{n}" for n in range(9)]
+
+
+def test_hooks_are_copied_and_go_apart():
+    """A copy has what was registered before; what comes later is heard by one of the two."""
+    hooks = Hooks()
+    hooks.on("member.joined")(note)
+    copied = hooks.copy()
+    hooks.on("member.left")(note)
+    copied.on("*")(note)
+
+    assert (hooks.matching("member.joined"), hooks.matching("member.left")) == ((note,), (note,))
+    assert copied.matching("member.joined") == (note, note)
+    assert copied.matching("member.left") == (note,)
