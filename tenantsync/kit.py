@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
@@ -366,7 +366,7 @@ def _engine_in(placement: Placement) -> Engine:
     schema = schema_of(placement)
 
     @event.listens_for(engine, "begin")
-    def enter(connection: Any) -> None:  # noqa: ANN401 - SQLAlchemy's event
+    def enter(connection: Connection) -> None:
         connection.execute(
             text("SELECT set_config('search_path', quote_ident(:schema), true)"), {"schema": schema}
         )

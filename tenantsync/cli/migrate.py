@@ -157,7 +157,7 @@ def upgrade(context: Context, to: str, **run: Unpack[_Run]) -> None:
 def downgrade(context: Context, to: str, yes: bool, **run: Unpack[_Run]) -> None:
     """Bring tenants back to an older revision."""
 
-    def work(tenants: list[Tenant], **options: Any) -> Report:  # noqa: ANN401 - handed on
+    def work(tenants: list[Tenant], **options: Any) -> Report:
         return downgrade_all(tenants, drop_tables=yes, **options)
 
     _run(context, Move(Kind.DOWNGRADE, to), run, work)

@@ -178,7 +178,7 @@ class Catalog:
             raise ConfigError(
                 f"tenant {wish.key!r} has the key, the id or the place of another tenant"
             ) from error
-        assert found is not None  # noqa: S101 - written or found in the same transaction
+        assert found is not None
         return found
 
     def move(self, key: str, state: State) -> Entry:
@@ -199,7 +199,7 @@ class Catalog:
                     )
                 _move(connection, key, state, number)
             found = _find(connection, key)
-        assert found is not None  # noqa: S101 - found in the same transaction
+        assert found is not None
         return found
 
     def forget(self, key: str) -> bool:

@@ -27,7 +27,7 @@ def rebuilding(connection: Connection) -> Iterator[None]:
     if connection.in_transaction():
         raise CommandError("on SQLite the connection must not be in a transaction yet")
     driver = connection.connection.driver_connection
-    assert driver is not None  # noqa: S101 - a pooled connection that was checked out has one
+    assert driver is not None
     former_level = driver.isolation_level
     (former_keys,) = driver.execute("PRAGMA foreign_keys").fetchone()
     # The driver would begin with the first INSERT only, and leave the DDL before it outside.
@@ -56,7 +56,7 @@ def tables_of(connection: Connection) -> set[str]:
 def versions_of(connection: Connection, table: str) -> tuple[str, ...]:
     """Return the revisions in a version table that is there, without beginning a transaction."""
     with closing(connection.connection.cursor()) as cursor:
-        cursor.execute(f'SELECT version_num FROM "{table}" ORDER BY 1', ())  # noqa: S608 - our own
+        cursor.execute(f'SELECT version_num FROM "{table}" ORDER BY 1', ())
         return tuple(version for (version,) in cursor.fetchall())
 
 

@@ -131,7 +131,7 @@ class _Hand:
         try:
             return self._mover.move(placement, alembic=assistant is None, known=known)
         except Handover as handover:
-            assert assistant is not None  # noqa: S101 - else it would not have been handed over
+            assert assistant is not None
             with first_alone(handover.recording):
                 return assistant.move(placement)
 

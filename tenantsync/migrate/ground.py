@@ -89,7 +89,7 @@ class Ground:
             place: The place, with the login that migrates. Its database is there.
             login: The application's login; None means the same one.
         """
-        assert place.role is not None  # noqa: S101 - callers ask only where there is one
+        assert place.role is not None
         with self.connected(place, autocommit=True) as connection:
             own = str(connection.scalar(text("SELECT session_user")))
             make_role(connection, place.role, [login or own, own])

@@ -302,7 +302,7 @@ class Mover:
                     at = error.at if isinstance(error, Stopped) else ()
                     raise Stopped(State.LOCKED, self._who_is_there(placement, cause), at) from error
             # Not for the same time as everybody else who was in the way.
-            self._sleep(self._limits.lock * random.uniform(0.1, 0.5) * attempt)  # noqa: S311
+            self._sleep(self._limits.lock * random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - a pause
         raise TenantNotIsolated("a run must try at least once")  # pragma: no cover
 
     def _who_is_there(self, placement: Placement, cause: BaseException) -> str:

@@ -216,8 +216,7 @@ def _has_rows_in_file(file: Path) -> bool:
         ).fetchall()
         quoted = (name.replace('"', '""') for (name,) in names)
         return any(
-            connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()  # noqa: S608
-            for name in quoted
+            connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in quoted
         )
 
 
@@ -234,7 +233,7 @@ def _has_rows(connection: Connection) -> bool:
     quote = connection.dialect.identifier_preparer.quote_identifier
     return any(
         connection.exec_driver_sql(
-            f"SELECT 1 FROM {quote(schema)}.{quote(name)} LIMIT 1".replace("%", "%%")  # noqa: S608
+            f"SELECT 1 FROM {quote(schema)}.{quote(name)} LIMIT 1".replace("%", "%%")
         ).first()
         for schema, name in tables
     )

@@ -82,7 +82,7 @@ class Assistant:
             ) from error
         if isinstance(answer, Stopped):
             raise answer
-        assert isinstance(answer, Found)  # noqa: S101 - `_serve` sends nothing else
+        assert isinstance(answer, Found)
         return answer
 
     def close(self) -> int | None:

@@ -179,7 +179,7 @@ def _made(
             )
     except CommandError as error:
         raise ConfigError(sentence_about(error)) from error
-    assert isinstance(made, Script)  # noqa: S101 - one directive makes one script
+    assert isinstance(made, Script)
     return Path(made.path)
 
 

@@ -155,7 +155,7 @@ def _remedy(connection: Connection, role: str, logins: Sequence[str]) -> str:
 
 def _names(connection: Connection, placement: Placement) -> tuple[str, str]:
     role = placement.role
-    assert role is not None  # noqa: S101 - callers ask only where there is one
+    assert role is not None
     return _quoted(connection, schema_of(placement)), _quoted(connection, role)
 
 

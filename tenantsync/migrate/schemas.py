@@ -310,7 +310,7 @@ def versions_query(schema: str) -> bytes:
     """Return the statement that reads the revisions of a schema."""
     # As bytes, which psycopg sends as they are; the schema is quoted as PostgreSQL does it.
     quoted = schema.replace('"', '""')
-    return f'SELECT version_num FROM "{quoted}".{VERSION_TABLE}'.encode()  # noqa: S608 - quoted
+    return f'SELECT version_num FROM "{quoted}".{VERSION_TABLE}'.encode()
 
 
 def _sorted(cursor: _Cursor) -> tuple[str, ...]:

@@ -80,9 +80,9 @@ class Scripts:
             # What alembic.command calls for each of its commands; there is no other door to it.
             match move.kind:
                 case Kind.UPGRADE:
-                    return directory._upgrade_revs(move.to, current)  # type: ignore[arg-type] # noqa: SLF001
+                    return directory._upgrade_revs(move.to, current)  # type: ignore[arg-type] # its stubs know one head only
                 case Kind.DOWNGRADE:
-                    return directory._downgrade_revs(move.to, current)  # type: ignore[arg-type] # noqa: SLF001
+                    return directory._downgrade_revs(move.to, current)  # type: ignore[arg-type] # its stubs know one head only
                 case Kind.STAMP:
                     return self._stamps(move.to, current)
         except CommandError as error:
@@ -196,7 +196,7 @@ class Scripts:
         return directory
 
     def _stamps(self, to: str, current: tuple[str, ...]) -> _Steps:
-        steps = self._directory._stamp_revs(to, current)  # noqa: SLF001
+        steps = self._directory._stamp_revs(to, current)
         return [step for step in steps if set(step.from_revisions) != set(step.to_revisions)]
 
     def _check_known(self, current: tuple[str, ...]) -> None:

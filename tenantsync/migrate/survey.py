@@ -131,7 +131,7 @@ def _union(schemas: Sequence[str]) -> bytes:
     parts = []
     for index, schema in enumerate(schemas):
         quoted = schema.replace('"', '""')
-        parts.append(f'SELECT {index}, version_num FROM "{quoted}".{VERSION_TABLE}')  # noqa: S608
+        parts.append(f'SELECT {index}, version_num FROM "{quoted}".{VERSION_TABLE}')
     return " UNION ALL ".join(parts).encode()
 
 

@@ -145,7 +145,7 @@ class AuthVital:
         """Return AuthVital's id of a tenant; what is no tenant's key is taken for an id."""
         return self._tenants.get(tenant, tenant)
 
-    def access_token(self, sub: str, tenant: str, **claims: Any) -> str:  # noqa: ANN401 - claims
+    def access_token(self, sub: str, tenant: str, **claims: Any) -> str:
         """Mint the access token that a person's browser would send: see `Tokens.access`."""
         return self.tokens.access(sub, self.tenant_id(tenant), **claims)
 
