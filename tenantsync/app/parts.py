@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Final, TypedDict
+from weakref import WeakMethod
 
 from tenantsync.config import Settings
 from tenantsync.control.catalog import Catalog
@@ -81,7 +82,7 @@ class Parts:
         self._observers = tuple(observers)
         self._hooks = Hooks()
         self._inline: Worker | None = None
-        self._forgetting: list[Callable[[str, str], None]] = []
+        self._forgetting: list[WeakMethod[Callable[[str, str], None]]] = []
         self._schedule: ReconcileSchedule | None = None
 
     @cached_property
@@ -243,8 +244,10 @@ class Parts:
 
     def _forget(self, tenant_id: str, sub: str) -> None:
         """Have whoever remembers a person look again: an event about them was taken."""
-        for forget in tuple(self._forgetting):
-            forget(tenant_id, sub)
+        for each in tuple(self._forgetting):
+            forget = each()
+            if forget is not None:
+                forget(tenant_id, sub)
 
     def _listening(self) -> list[Observer]:
         observers: list[Observer] = [LoggingObserver(), self.counter, *self._observers]

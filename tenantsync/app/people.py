@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
+from weakref import WeakMethod
 
 from sqlalchemy.orm import Session
 
@@ -108,7 +109,9 @@ class People(Doors):
             threads=self._share(_LOOKS),
         )
         if cache:
-            self._forgetting.append(authoriser.forget)
+            # Weak: who makes one for each test or request must not leave them all here.
+            self._forgetting = [each for each in self._forgetting if each() is not None]
+            self._forgetting.append(WeakMethod(authoriser.forget))
         tokens = AccessTokens(self.keys, issuer=trust.issuer, audience=trust.audience)
         return AccessControl(tokens, authoriser)
 

@@ -311,6 +311,31 @@ def test_fastapi_takes_the_dependency_and_its_scopes(house):
     assert (left.status_code, left.json()) == (403, {"detail": NO_ACCESS})
 
 
+def test_what_one_control_says_of_a_request_is_not_taken_for_what_another_says(house):
+    """Whoever came in by one for all may still be refused by one for some."""
+    house.tell("member.joined")
+    stricter = AccessControl(
+        AccessTokens(house.keys, issuer=house.authvital.issuer, audience=["another-app"]),
+        house.authoriser,
+    )
+    app = FastAPI(middleware=[house.access.middleware()])
+
+    @app.get("/strict")
+    def read(person: Annotated[object, Depends(stricter.identity)]):
+        return {"id": person.id}
+
+    @app.get("/me")
+    def same(request: FastAPIRequest, person: Annotated[object, Depends(house.access.identity)]):
+        return {"asked_once": person is request.user}
+
+    with serving(app) as url, httpx2.Client(base_url=url) as client:
+        refused = client.get("/strict", headers=bearer(house.token()))
+        admitted = client.get("/me", headers=bearer(house.token()))
+
+    assert refused.status_code == 401
+    assert admitted.json() == {"asked_once": True}
+
+
 # -- who left
 
 

@@ -1,6 +1,7 @@
 """What a TenantSync offers an application: sessions by key, access, and the provider's lists."""
 
 import asyncio
+import gc
 
 import pytest
 from guarding import APPLICATION, make
@@ -123,6 +124,18 @@ def test_an_event_empties_the_cache_of_its_person(configure, authvital, parked):
     assert caught.value.status_code == 403
     assert access.admit_blocking(bob).identity.id == "bob"
     access.close()
+
+
+def test_a_control_that_nobody_holds_is_not_held_by_the_application(configure):
+    """One for each test or request leaves nothing behind that events would be told of."""
+    sync = configure()
+    for _ in range(5):
+        sync.access(cache=60).close()
+    gc.collect()
+    kept = sync.access(cache=60)
+
+    assert len(sync._forgetting) == 1
+    kept.close()
 
 
 def test_lists_are_asked_for_on_schedule_where_there_is_a_credential(configure):
