@@ -142,11 +142,13 @@ class _Announcing(uvicorn.Server):
 
 
 @contextmanager
-def serving(app: Any, *, interface: Any = "asgi3", lifespan: Any = "on") -> Iterator[str]:
+def serving(
+    app: Any, *, interface: Any = "asgi3", lifespan: Any = "on", http: Any = "auto"
+) -> Iterator[str]:
     """Serve an application with uvicorn on a free loopback port, and give its base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan=lifespan, interface=interface
+        app, log_config=None, access_log=False, lifespan=lifespan, interface=interface, http=http
     )
     server = _Announcing(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

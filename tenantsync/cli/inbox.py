@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Final, TypedDict, TypeVar, Unpack
 
 import click
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tenantsync.app import TenantSync
 from tenantsync.cli.context import Context, config_option, failing, hooks_option, pass_context
+from tenantsync.cli.durations import Duration
 from tenantsync.cli.inbox_tables import (
     entry_document,
     printable,
@@ -20,7 +20,6 @@ from tenantsync.cli.inbox_tables import (
     show_entry,
     show_lanes,
 )
-from tenantsync.config.values import duration
 from tenantsync.control.database import ControlMissing
 from tenantsync.control.inbox import Entry, Filters, LaneInfo, State
 from tenantsync.worker.loop import Worker
@@ -28,7 +27,6 @@ from tenantsync.worker.seams import Drained
 
 __all__ = ["inbox"]
 
-_LONGEST: Final = 3_650 * 86_400.0
 _OPEN: Final = (State.PARKED, State.QUARANTINED)
 _MANY: Final = 1000
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -37,21 +35,6 @@ _F = TypeVar("_F", bound=Callable[..., object])
 @click.group()
 def inbox() -> None:
     """See and settle events that were accepted and are not applied yet."""
-
-
-class _Duration(click.ParamType[float]):
-    """A length of time such as `2h`."""
-
-    name = "DURATION"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return seconds."""
-        try:
-            return float(str(duration(0, _LONGEST)(value, Path())))
-        except ValueError:
-            self.fail(f'"{value}" is no length of time: write 90s, 15m, 2h or 3d', param, ctx)
 
 
 class _Wanted(TypedDict):
@@ -71,7 +54,7 @@ def _wanted_options(states: Iterable[State]) -> Callable[[_F], _F]:
                      help="Only of this type, such as member.joined or 'member.*'."),
         click.option("--state", type=click.Choice([state.value for state in states]),
                      help="Only in this state."),
-        click.option("--older-than", type=_Duration(),
+        click.option("--older-than", type=Duration(),
                      help="Only what came longer ago than that: 90s, 15m, 2h or 3d."),
     )  # fmt: skip
 
@@ -199,16 +182,19 @@ def retry(
 @_numbers
 @_wanted_options(_OPEN)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs; needs --yes.")
 @config_option
 @pass_context
 def discard(
-    context: Context, numbers: tuple[int, ...], yes: bool, **wanted: Unpack[_Wanted]
+    context: Context, numbers: tuple[int, ...], yes: bool, as_json: bool, **wanted: Unpack[_Wanted]
 ) -> None:
     """Give events up for good, and erase their bodies.
 
     Those with these IDs, or those that the options say. The mirror then lacks what they say.
     """
     _refuse_both(numbers, wanted)
+    if as_json and not yes:
+        raise click.UsageError("a program cannot be asked: give --yes beside --json")
     if not numbers and all(value is None for value in wanted.values()):
         raise click.UsageError("say which: give IDs, or --tenant, --type, --state, --older-than")
     sync = context.sync()
@@ -225,7 +211,7 @@ def discard(
                 count = sync.inbox.discard(**filters)
         except ControlMissing:
             pass  # nothing was ever put into it
-    click.echo(f"{_events(count)} discarded")
+    click.echo(json.dumps({"discarded": count}) if as_json else f"{_events(count)} discarded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -278,7 +278,7 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
         interval: Time between two looks at the inbox.
         retain_bodies: How long the body of an applied event is kept.
         retain_ids: How long the id of an applied event is kept.
-        retain_quarantine: How long an event that could not be read is kept.
+        retain_quarantine: How long an event that was given up on is kept.
     """
 
     inline: Annotated[bool, _SWITCH] = True

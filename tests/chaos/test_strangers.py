@@ -16,13 +16,13 @@ from chaos.server import PATH
 
 from tenantsync.web.webhook import MAX_BODY_BYTES
 
-CONNECTIONS = 48
+CONNECTIONS = 192
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
 FORGED = (
     "X-AuthVital-Signature: c2lnbmF0dXJl\r\nX-AuthVital-Key-Id: {kid}\r\n"
     "X-AuthVital-Timestamp: {now}\r\n"
 )
-SLACK = 24 * 1024 * 1024
+SLACK = 16 * 1024 * 1024
 """What the interpreter's own pools may take beside the requests."""
 
 Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter, str], Awaitable[None]]

@@ -378,6 +378,19 @@ def test_discard_asks_first(run, sync):
     assert third
 
 
+def test_a_program_discards_without_being_asked(run, sync):
+    """With --json it says how many, and it must have said --yes."""
+    sync.inbox.park([arrival("id-of-acme", 1)])
+    (first,) = numbers(run)
+
+    refused = run("discard", first, "--json")
+    done = run("discard", first, "--json", "--yes")
+
+    assert (refused.exit_code, done.exit_code) == (2, 0)
+    assert "give --yes beside --json" in refused.output
+    assert json.loads(done.output) == {"discarded": 1}
+
+
 def test_a_control_database_that_is_down_is_no_mistake_of_the_caller(run, folder):
     """The exit code is 1: asked rightly, and it did not work."""
     (folder / "tenantsync.toml").write_text(
