@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
 from chaos.house import APPLICATION
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tenantsync import TenantSync
 from tenantsync.control.inbox import State
 from tenantsync.events import Event
-from tenantsync.testing.delivery import Delivery
+from tenantsync.testing.delivery import Delivery, sign_system
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.people import SYNC_TYPES, Person, payload
 from tenantsync.testing.wicked import WICKED
@@ -102,6 +103,17 @@ class Stage:
         names = {"tenant_id": self.tenant_id, "application_id": APPLICATION} | options
         return self.authvital.event(kind, data=data, **names)
 
+    def announce(self, kind: str, data: object, **more: object) -> tuple[int, str]:
+        """Deliver at the door for system events, and return status and outcome (or error)."""
+        timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        body = json.dumps({"event": kind, "timestamp": timestamp, "data": data} | more).encode()
+        delivery = sign_system(
+            body, self.authvital.keys.active, event_type=kind, timestamp=timestamp
+        )
+        status, answer = self.sync.system_webhook.handle_blocking(body, delivery.headers)
+        self.answers.append(json.dumps(dict(answer)))
+        return status, answer.get("outcome") or answer["error"]
+
     def send(self, delivery: Delivery | bytes) -> tuple[int, str]:
         """Deliver, and return status and outcome (or error)."""
         if isinstance(delivery, bytes):
@@ -142,6 +154,7 @@ def test_no_canary_flies(kind, build, sink, authvital):
             for delivery in spoil(authvital, authvital.delivery(stage.body("member.joined"))):
                 stage.send(delivery)
         assert stage.send(stage.body("member.joined", application_id="other"))[1] == "ignored"
+        _announce_all(stage)
         worker = sync.worker()
         for _ in range(6):
             sync.inbox.retry(tenant_id=tenant.id, state=State.PARKED)
@@ -167,6 +180,23 @@ def test_no_canary_flies(kind, build, sink, authvital):
         assert at < 0, f"{name}: ...{text[max(0, at - 200) : at + 200]}..."
     # They were there to be told: it is the sinks that are silent.
     assert WORD in repr(ask(tenant.placement, "SELECT * FROM {s}av_identities"))
+
+
+def _announce_all(stage: Stage) -> None:
+    """Meet all that may become of system events."""
+    about: dict[str, object] = {name: canary(name) for name in ("name", "slug", "previous_name")}
+    about |= {"owner_email": f"{canary('owner')}@example.test", "settings": {"x": canary("x")}}
+    stranger = about | {"tenant_id": f"stranger-{stage.tenant_id}"}
+    assert stage.announce("tenant.created", stranger) == (200, "ignored")
+    assert stage.announce("tenant.updated", about | {"tenant_id": stage.tenant_id})[0] == 200
+    access = {"tenant_id": stage.tenant_id, "application_id": APPLICATION, "role_name": canary("r")}
+    for kind in ("tenant.app.granted", "tenant.app.revoked"):
+        for sub in (canary("sub"), [canary("sub")]):
+            told = about | access | {"user_id": sub, "access_type": "GRANTED"}
+            assert stage.announce(kind, told)[0] in (200, 202)
+    assert stage.announce("tenant.updated", canary("data"))[0] == 202
+    assert stage.announce("tenant.made_up", about)[0] in (200, 202)
+    assert stage.announce("tenant.deleted", stranger)[0] == 200
 
 
 def _malformed(stage: Stage) -> Iterator[bytes]:
