@@ -15,7 +15,7 @@ test: check
 	$(BIN)/python -m pytest -n auto
 
 chaos: .venv/test
-	TENANTSYNC_CHAOS=full $(BIN)/python -m pytest -n auto tests/chaos
+	TENANTSYNC_CHAOS=full $(BIN)/python -m pytest -n auto --dist worksteal tests/chaos
 
 check: .venv/test
 	$(BIN)/ruff check .

@@ -22,6 +22,13 @@ STARTER: Final = """\
 host = "http://127.0.0.1:9400"
 # Your application there. Events of any other application are answered and ignored.
 application_id = "my-application"
+# The client ids whose access tokens your application takes; sync.access() needs one at least.
+# audience = ["my-browser-client"]
+# The exact `iss` of these tokens, where it is not the host.
+# issuer = "https://auth.example.com/"
+# The MACHINE credential with which the provider is asked for the members of each tenant.
+# client_id = "my-machine-client"
+# client_secret = "${AUTHVITAL_CLIENT_SECRET}"
 # Whether a new person may use the application before an event says so; false where seats are sold.
 # default_app_access = true
 # Seconds that an event's signed time may lie in the past, and in the future.
@@ -53,6 +60,12 @@ id = "93ce0187-9290-491b-9f06-be209b3d2f92"
 # Folders of Alembic revisions for tables of your own, migrated beside ours in each tenant.
 # [migrations]
 # locations = ["migrations/versions"]
+
+# How often workers compare each tenant with the provider's list of its members, given client_id
+# and client_secret; and the share of its people with access that one list may lock out.
+# [reconcile]
+# every = "6h"
+# max_removal = 0.2
 """
 """A file that loads as it is: SQLite files, one tenant, and the local stand-in of the provider."""
 

@@ -102,7 +102,8 @@ class House:
 
     def waiting(self) -> dict[str, int]:
         """Return how many events wait in the inbox, by tenant id."""
-        return Counter(row[0] for row in self._entries() if row[2] == "parked")
+        query = "SELECT tenant_id, count(*) FROM {s}inbox WHERE state = 'parked' GROUP BY tenant_id"
+        return {row[0]: row[1] for row in ask(self.control, query)}
 
     def entries(self) -> dict[tuple[str, str], tuple[str, str | None]]:
         """Return state and outcome of what the inbox holds, by tenant id and event id."""

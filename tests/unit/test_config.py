@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
-from tenantsync.config import Settings, fill, load, read, write_starter
+from tenantsync.config import Settings, fill, load, read
 from tenantsync.config.sections import SECTIONS, TenantSettings, keys_of
 from tenantsync.config.values import expand, show
 from tenantsync.errors import ConfigError
@@ -967,66 +967,6 @@ def test_other_braces_are_an_error(template):
     """There is one field, and no way to look into it."""
     with pytest.raises(ConfigError, match=r"only \{key\} may stand in braces"):
         fill(template, "acme")
-
-
-# The starter
-
-
-def test_the_starter_loads_as_it_is(tmp_path):
-    """It is a configuration for SQLite files and the local stand-in of the provider."""
-    path = write_starter(tmp_path / "tenantsync.toml")
-
-    settings = load(path, {})
-
-    assert ("database", f"sqlite:///{tmp_path}/tenants/{{key}}.db", ["acme"]) == (
-        settings.isolation.strategy,
-        settings.isolation.url,
-        list(settings.tenants),
-    )
-
-
-def test_what_the_starter_leaves_out_loads_too(tmp_path):
-    """Its comments are right: uncommented, each alternative is a configuration."""
-    path = write_starter(tmp_path / "tenantsync.toml")
-    text = path.read_text()
-    text = re.sub(
-        r"^# (\[|id =|url = \"sq|app =|default|max_a|max_s|locations)",
-        r"\1",
-        text,
-        flags=re.MULTILINE,
-    )
-    path.write_text(text)
-    assert {"acme", "globex"} == set(load(path, {}).tenants)
-
-    text = re.sub(r"^(strategy = \"d|url = \"sqlite:///tenants)", r"# \1", text, flags=re.MULTILINE)
-    text = re.sub(
-        r"^# (strategy = \"s|url = \"pos|schema|role|migr|max_c)", r"\1", text, flags=re.MULTILINE
-    )
-    path.write_text(text.replace('url = "sqlite:///elsewhere', '# url = "'))
-    settings = load(path, {"DB_PASSWORD": "a@b", "OWNER_PASSWORD": "c"})
-    assert (settings.isolation.strategy, settings.isolation.role) == ("schema", "tenant_{key}")
-
-
-def test_the_starter_overwrites_nothing(tmp_path):
-    """What was there stays as it was."""
-    path = tmp_path / "tenantsync.toml"
-    path.write_text("mine")
-
-    with pytest.raises(ConfigError, match="is there already"):
-        write_starter(path)
-
-    assert path.read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("no/x.toml", "folder does not"), ("file/x", "cannot")]
-)
-def test_a_starter_that_cannot_be_written_says_why(tmp_path, name, message):
-    """No folder, or none that could be."""
-    (tmp_path / "file").touch()
-
-    with pytest.raises(ConfigError, match=message):
-        write_starter(tmp_path / name)
 
 
 # The documentation
