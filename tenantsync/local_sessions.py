@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 
 from tenantsync.errors import ConfigError, TenantSyncError
 from tenantsync.models import Identity, IdentitySession, IdentitySessionMixin
-from tenantsync.queries import live_sessions, may_enter
+from tenantsync.queries import is_storable, live_sessions, may_enter
 
 __all__ = [
     "Client",
@@ -99,6 +99,7 @@ def open_session(
         SessionRefused: The person is not known, not active, or has no access: see
             `tenantsync.queries.may_enter`.
         ConfigError: No end was given, two were, or one that is not in the future.
+        ValueError: A time has no zone.
     """
     moment = _moment(now)
     if (expires_in is None) == (expires_at is None):
@@ -150,10 +151,13 @@ def touch_session(
     Returns:
         The session, or None where it is unknown, revoked, expired, or of a person who has no
         access any more.
+
+    Raises:
+        ValueError: The time has no zone.
     """
+    moment = _moment(now)
     if not _is_id(session_id):
         return None
-    moment = _moment(now)
     live = live_sessions(model, now=moment, tenant_id=tenant_id).where(model.id == session_id)
     found = session.scalars(live).one_or_none()
     if found is not None and moment - found.last_active_at >= every:
@@ -181,8 +185,13 @@ def list_sessions(
         now: The present, with its zone; by default what the machine's clock says.
         tenant_id: As for `open_session`.
         model: Your own class of the mixin, if you have one.
+
+    Raises:
+        ValueError: The time has no zone.
     """
     live = live_sessions(model, now=_moment(now), tenant_id=tenant_id)
+    if not _is_id(identity_id):
+        return []
     return session.scalars(
         live.where(model.identity_id == identity_id).order_by(model.last_active_at.desc(), model.id)
     ).all()
@@ -204,13 +213,17 @@ def revoke_session(
         identity_id: End it only if it is this person's: give it where people choose from a list.
         now: The present, with its zone; by default what the machine's clock says.
         model: Your own class of the mixin, if you have one.
+
+    Raises:
+        ValueError: The time has no zone.
     """
-    if not _is_id(session_id):
+    moment = _moment(now)
+    if not _is_id(session_id) or not _is_id(identity_id or ""):
         return False
     chosen = model.id == session_id
     if identity_id is not None:
         chosen &= model.identity_id == identity_id
-    return _revoke(session, model, chosen, now) > 0
+    return _revoke(session, model, chosen, moment) > 0
 
 
 def revoke_sessions(
@@ -231,11 +244,17 @@ def revoke_sessions(
         keep: The id of a session that goes on, such as the one that asks for this.
         now: The present, with its zone; by default what the machine's clock says.
         model: Your own class of the mixin, if you have one.
+
+    Raises:
+        ValueError: The time has no zone.
     """
+    moment = _moment(now)
+    if not _is_id(identity_id):
+        return 0
     chosen = model.identity_id == identity_id
     if keep is not None and _is_id(keep):
         chosen &= model.id != keep
-    return _revoke(session, model, chosen, now)
+    return _revoke(session, model, chosen, moment)
 
 
 def is_stale(
@@ -276,10 +295,10 @@ def _revoke(
     session: Session,
     model: type[IdentitySessionMixin],
     chosen: ColumnElement[bool],
-    now: datetime | None,
+    moment: datetime,
 ) -> int:
     revoking = update(model).where(chosen, model.revoked_at.is_(None))
-    result = session.execute(revoking.values(revoked_at=_moment(now)))
+    result = session.execute(revoking.values(revoked_at=moment))
     return cast("CursorResult[Any]", result).rowcount
 
 
@@ -297,12 +316,8 @@ def _moment(given: datetime | None) -> datetime:
 
 
 def _is_id(text: str) -> bool:
-    """Whether a database may be asked for it: some drivers raise for what no row can hold."""
-    return len(text) <= _LONGEST_ID and "\0" not in text and _is_unicode(text)
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    """Whether a row may have it for an id, and a database may be asked for it."""
+    return len(text) <= _LONGEST_ID and is_storable(text)
 
 
 def _kept(text: str | None) -> str | None:

@@ -7,7 +7,7 @@ statement names a tenant's place: run it in a session that is bound to one.
 from datetime import datetime
 from typing import Final, TypeVar
 
-from sqlalchemy import Boolean, ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import Boolean, ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -18,6 +18,7 @@ from tenantsync.models import Identity, IdentityMixin, IdentitySessionMixin
 __all__ = [
     "count_by_role",
     "is_live",
+    "is_storable",
     "live_sessions",
     "may_enter",
     "people_by_email",
@@ -86,8 +87,22 @@ def is_live(model: type[IdentitySessionMixin], *, now: datetime) -> ColumnElemen
     Args:
         model: The sessions.
         now: The present, with its zone.
+
+    Raises:
+        ValueError: The time has no zone.
     """
+    # Here, and not where the statement runs, which would wrap the error in one of SQLAlchemy's.
+    if now.tzinfo is None:
+        raise ValueError("a time without a zone names no instant: give it one, such as UTC")
     return and_(model.revoked_at.is_(None), model.expires_at > now)
+
+
+def is_storable(text: str) -> bool:
+    """Whether a database may be asked for a text: some drivers raise for what no row can hold.
+
+    That is U+0000, and half a surrogate pair.
+    """
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def people_with_access(model: type[_P], *, tenant_id: str | None = None) -> Select[_P]:
@@ -103,7 +118,10 @@ def people_by_email(model: type[_P], email: str) -> Select[_P]:
     capitals of ASCII only.
 
     It reads every row unless there is an index on `lower(email)`: docs/how-to/query-people.md.
+    An address that no row can hold is nobody's: see `is_storable`.
     """
+    if not is_storable(email):
+        return select(model).where(false())
     return select(model).where(func.lower(model.email) == func.lower(email))
 
 
@@ -121,6 +139,9 @@ def people_with_live_sessions(
         sessions: Their sessions.
         now: The present, with its zone.
         tenant_id: As for `may_enter`.
+
+    Raises:
+        ValueError: The time has no zone.
     """
     live = select(sessions.id).where(sessions.identity_id == model.id, is_live(sessions, now=now))
     return people_with_access(model, tenant_id=tenant_id).where(live.exists())
@@ -136,6 +157,9 @@ def live_sessions(model: type[_S], *, now: datetime, tenant_id: str | None = Non
         model: The sessions.
         now: The present, with its zone.
         tenant_id: As for `may_enter`.
+
+    Raises:
+        ValueError: The time has no zone.
     """
     # An alias, so that a program that joins the people does not take them out of the condition.
     person = aliased(Identity)

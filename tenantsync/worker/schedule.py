@@ -26,7 +26,8 @@ _LOG: Final = logging.getLogger("tenantsync")
 _ENROL_EVERY: Final = 60.0
 _FIRST_RETRY: Final = 60.0
 _LEASE: Final = 900.0
-"""Seconds: fetching a list may take minutes, in which nobody renews it."""
+"""Seconds: fetching a list may take minutes, in which nobody renews it. And a list that kills
+whoever reads it must not kill a worker each minute."""
 
 
 class ReconcilesTenants(Protocol):
@@ -132,9 +133,11 @@ class ReconcileSchedule:
         Raises:
             TenantSyncError: The control database does not answer, or the tenants cannot be listed.
         """
-        self._enrol()
         reports = []
         while not self._stopping.is_set():
+            # Before each turn: after an outage all are due, and by the last one's turn the first
+            # look at who is suspended, and where, would be hours old.
+            self._enrol()
             claim = self._reconciliations.claim(self._owner, lease=self._lease)
             if claim is None:
                 break

@@ -145,6 +145,32 @@ def test_an_address_is_found_whatever_its_capitals(session):
     assert ids(session, people_by_email(Identity, "")) == []
 
 
+@pytest.mark.parametrize(
+    "address", ["\0", "ann\0@example.test", "\ud800", "ann\udfff", "x" * 10_000]
+)
+def test_an_address_that_no_row_can_hold_is_nobodys(session, address):
+    """An answer, and never an error of the driver's; the transaction can go on."""
+    add(session, "ann", email="ann@example.test", **MEMBER)
+
+    assert ids(session, people_by_email(Identity, address)) == []
+    assert ids(session, people_by_email(Identity, address).where(may_enter(Identity))) == []
+    assert ids(session, people_by_email(Identity, "ann@example.test")) == ["ann"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda now: is_live(IdentitySession, now=now),
+        lambda now: live_sessions(IdentitySession, now=now),
+        lambda now: people_with_live_sessions(Identity, IdentitySession, now=now),
+    ],
+)
+def test_a_time_without_a_zone_is_refused(ask):
+    """Where the question is made, and not where it is asked."""
+    with pytest.raises(ValueError, match="zone"):
+        ask(NOON.replace(tzinfo=None))
+
+
 def test_the_index_of_the_page_is_used(opened, migrated_place, tmp_path):
     """The revision that the page shows serves the lookup, and nothing else than that index does."""
     (revision,) = re.findall(

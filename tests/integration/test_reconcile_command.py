@@ -1,7 +1,10 @@
 """`tenantsync reconcile`: what it prints, what it does, and how it exits."""
 
+import io
 import json
+import logging
 import os
+import pty
 import shutil
 import signal
 import sqlite3
@@ -9,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,14 @@ from click.testing import CliRunner
 from listing import Provider
 from sqlalchemy import text
 
+from tenantsync import TenantSync
 from tenantsync.cli import commands
+from tenantsync.cli.reconcile import _Screen
 from tenantsync.control.database import ControlDatabase
 from tenantsync.control.reconciliations import Reconciliations
 from tenantsync.migrate.control import upgrade_control
+from tenantsync.sync.drift import State, TenantReport
+from tenantsync.tenants import Placement, Tenant
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
 from tenantsync.testing.server import Response
@@ -168,6 +175,43 @@ def test_a_dry_run_prints_the_differences(run, config, provider, tenants):
     assert "nothing was written" in done.output
     assert "@corp.test" not in first.output + done.output
     assert set(statuses(config, "acme").values()) == {"active"}
+
+
+def test_a_dry_run_gives_programs_the_differences_too(run, config, provider, tenants):
+    """Who, and which columns; values only of those that are not personal, as on the screen."""
+    acme, _ = tenants
+    first = run("--dry-run", "--json")
+    run()
+    ids = list(statuses(config, "acme"))
+    provider.do.set_status_quietly(acme, ids[0], "SUSPENDED")
+    provider.do.edit_profile(ids[1], email="new@corp.test")
+
+    second = run("--dry-run", "--json", "--jobs", "1")
+
+    differences = json.loads(first.stdout)["differences"]
+    assert sorted(each["what"] for each in differences) == ["added"] * 4
+    assert [each["tenant"] for each in differences] == ["acme"] * 3 + ["globex"]
+    assert {each["sub"] for each in differences[:3]} == set(ids)
+    status = {"before": None, "after": "active"}
+    assert all(each["columns"]["membership_status"] == status for each in differences)
+    assert all(each["columns"]["email"] is None for each in differences)
+    told = {each["sub"]: each for each in json.loads(second.stdout)["differences"]}
+    assert told == {
+        ids[0]: {
+            "tenant": "acme",
+            "what": "changed",
+            "sub": ids[0],
+            "columns": {"membership_status": {"before": "active", "after": "suspended"}},
+        },
+        ids[1]: {
+            "tenant": "acme",
+            "what": "changed",
+            "sub": ids[1],
+            "columns": {"email": None},
+        },
+    }
+    assert "@corp.test" not in first.output + second.output
+    assert "differences" not in json.loads(run("--json").stdout)
 
 
 def test_who_is_missing_twice_is_removed(run, config, provider, tenants):
@@ -351,3 +395,201 @@ def test_an_interruption_ends_it_and_is_1(config, authvital, tenants):
     assert process.returncode == 1
     assert "skipped" in output
     assert statuses(config, "globex") == {}
+
+
+def test_a_second_interruption_ends_it_at_once(config, authvital):
+    """As a shell expects: killed by the signal, and not when AuthVital has answered at last."""
+    asked, go = threading.Event(), threading.Event()
+
+    def hang(response):
+        asked.set()
+        go.wait(120)
+        return response
+
+    authvital.faults.spoil[PATH] = hang
+    with subprocess.Popen(
+        [COMMAND, "-c", config, "reconcile", "--hooks", "none"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert asked.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert "once more: at once" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        finally:
+            process.kill()
+            go.set()
+
+    assert process.returncode == -signal.SIGINT
+    assert said == ""
+    assert statuses(config, "acme") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("suspend", "the tenant is suspended"),
+        ("remove", "the tenant is not in service any more"),
+        ("move", "the tenant was moved to another place: run this again"),
+    ],
+)
+def test_whoever_is_taken_out_of_service_during_a_run_is_skipped(
+    run, config, authvital, provider, migrated_templates, change, reason
+):
+    """A run may take hours: what an operator does meanwhile to a tenant whose turn comes counts."""
+    initech = provider.tenant("initech")
+    provider.member(initech, "kim@corp.test")
+    shutil.copyfile(migrated_templates(0), config.parent / "tenants" / "initech.db")
+    operate(config, "add", "initech", "--id", initech)
+    done = []
+
+    def act(response):
+        if not done:
+            done.append(change)
+            if change == "suspend":
+                operate(config, "suspend", "initech")
+            elif change == "remove":
+                operate(config, "remove", "initech", "--yes")
+            else:
+                operate(config, "remove", "initech", "--drop", "--yes")
+                elsewhere = f"sqlite:///{config.parent / 'tenants' / 'elsewhere.db'}"
+                operate(config, "add", "initech", "--id", initech, "--url", elsewhere)
+        return response
+
+    authvital.faults.spoil[PATH] = act
+
+    told = json.loads(run("--json", "--jobs", "1").stdout)
+
+    assert done == [change]
+    states = {each["tenant"]: (each["state"], each["why"]) for each in told["tenants"]}
+    assert states["initech"] == ("skipped", reason)
+    assert statuses(config, "elsewhere" if change == "move" else "initech") == {}
+    assert states["acme"] == states["globex"] == ("done", None)
+
+
+def operate(config, *arguments):
+    """Call `tenantsync tenants`, in a process of its own: a run may be under way in this one."""
+    command = [COMMAND, "-c", config, "tenants", *arguments]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal, and keeps what is written."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "250/1000"), (2, "1/2")])
+def test_the_bar_counts_people_of_one_tenant_or_tenants_of_many(monkeypatch, count, shown):
+    """On a terminal; for programs there is none."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    some = [Tenant(f"id-{n}", f"t{n}", Placement.of("sqlite:////x.db")) for n in range(count)]
+    for quiet in (False, True):
+        with _Screen(some, quiet=quiet) as screen:
+            screen.people("t0", 250, 1000)
+            report = TenantReport(tenant="t0", tenant_id="id-0", state=State.DONE)
+            screen.tenant(report, 1, count)
+        written = sys.stderr.getvalue()
+        sys.stderr.seek(0)
+        sys.stderr.truncate()
+
+        assert (shown in written) is not quiet
+        assert ("reconciling" in written) is not quiet
+        if not quiet:
+            assert written.count(" 1/2 " if count == 1 else "250/1000") == 0
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_bar_and_the_differences_do_not_touch(config, both):
+    """On one terminal they have lines of their own; what is sent to a file is in the file."""
+    controller, terminal = pty.openpty()
+    drawn = []
+
+    def read():
+        # A terminal whose last user is gone is an error to read from, on Linux.
+        with suppress(OSError):
+            while data := os.read(controller, 65536):
+                drawn.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        done = subprocess.run(
+            [COMMAND, "-c", config, "reconcile", "--hooks", "none", "--dry-run"],
+            stdout=terminal if both else subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            timeout=60,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+            check=False,
+        )
+    finally:
+        os.close(terminal)
+        reader.join(60)
+        os.close(controller)
+
+    screen = b"".join(drawn).decode()
+    assert done.returncode == 0, screen
+    assert "reconciling" in screen
+    assert "2/2" in screen
+    assert ("added" in screen) is both
+    # What a line of the screen is cleared of is not seen in it.
+    lines = [line.rpartition("\x1b[2K")[2] for line in (done.stdout or screen).splitlines()]
+    found = [line.split()[0] for line in lines if "  added  " in line]
+    assert sorted(each for each in found if each != "tenant") == ["acme"] * 3 + ["globex"]
+
+
+class Reconciled(logging.Handler):
+    """Waits until so many tenants were reconciled."""
+
+    def __init__(self, count):
+        super().__init__(logging.INFO)
+        self.left = count
+        self.done = threading.Event()
+
+    def emit(self, record):
+        if record.getMessage() == "tenantsync.reconciled":
+            self.left -= 1
+            if self.left == 0:
+                self.done.set()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_application_reconciles_on_schedule_too(config, tenants, caplog, inline):
+    """Whoever is due when it starts is done; not where workers of their own do it."""
+    config.write_text(f"{config.read_text()}\n[worker]\ninline = {str(inline).lower()}\n")
+    heard = Reconciled(len(tenants))
+    logger = logging.getLogger("tenantsync")
+    caplog.set_level(logging.INFO, "tenantsync")
+    logger.addHandler(heard)
+    try:
+        with TenantSync.from_toml(config) as sync:
+            upgrade_control(sync.control)
+            books = Reconciliations(sync.control)
+            books.enrol(tenants, every=3600.0)
+            past = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 second')"
+            with sync.control.write() as connection:
+                connection.execute(text(f"UPDATE reconciliations SET due_at = {past}"))
+            sync.start()
+            names = {thread.name for thread in threading.enumerate()}
+
+            assert any(name.startswith("tenantsync-reconcile") for name in names) is inline
+            if inline:
+                assert heard.done.wait(60)
+        names = {thread.name for thread in threading.enumerate()}
+
+        assert not any(name.startswith("tenantsync-reconcile") for name in names)
+    finally:
+        logger.removeHandler(heard)
+    with ControlDatabase(f"sqlite:///{config.parent / 'tenantsync.db'}") as database:
+        found = Reconciliations(database).list(tenants).values()
+        claim = Reconciliations(database).claim("you")
+    assert all((each.snapshot is not None) is inline for each in found)
+    assert (claim is None) is inline  # their next turn is in the future
+    assert len(statuses(config, "acme")) == (3 if inline else 0)

@@ -205,6 +205,14 @@ def test_a_time_without_a_zone_is_refused(session, which):
         open_session(session, "ann", **times)
 
 
+@pytest.mark.parametrize("name", ["ann", "\0"])
+@pytest.mark.parametrize("ask", [touch_session, list_sessions, revoke_session, revoke_sessions])
+def test_a_present_without_a_zone_is_refused(session, ask, name):
+    """Whoever or whatever is asked for: a program's mistake does not hide behind a stranger's."""
+    with pytest.raises(ValueError, match="zone"):
+        ask(session, name, now=NOON.replace(tzinfo=None))
+
+
 def test_what_a_client_says_of_itself_is_kept_as_far_as_it_can_be(session):
     """No header of a stranger's makes a login fail."""
     opened = open_session(
@@ -330,6 +338,17 @@ def test_whatever_a_client_sends_is_no_session(session, sent):
     assert touch_session(session, sent, now=NOON) is None
     assert revoke_session(session, sent, now=NOON) is False
     assert revoke_sessions(session, "ann", keep=sent, now=NOON) == 1
+
+
+@pytest.mark.parametrize("sent", NO_ID)
+def test_whatever_a_client_sends_is_no_person(session, sent):
+    """So with a person's id: nobody has a session, and nobody's is ended."""
+    opened = login(session)
+
+    assert list_sessions(session, sent, now=NOON) == []
+    assert revoke_sessions(session, sent, now=NOON) == 0
+    assert revoke_session(session, opened, identity_id=sent, now=NOON) is False
+    assert live(session) == [opened]
 
 
 def test_a_session_lives_until_its_end_and_not_at_it(session):

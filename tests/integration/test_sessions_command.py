@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
@@ -255,3 +256,41 @@ def test_a_control_database_that_is_away_is_a_failure(run, config):
 
     assert (result.exit_code, "hunter2" in result.output) == (1, False)
     assert left(config) == SESSIONS.keys()
+
+
+class Hurried(threading.Event):
+    """What a worker's threads wait for; but its chore's first pause is over at once.
+
+    That is of random length, within the hour. The second one, of a day, tells that a round is over.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._begun = threading.Event()
+        self.one_round = threading.Event()
+
+    def wait(self, timeout=None):
+        waiting = threading.current_thread().name
+        if waiting.startswith("tenantsync-cleanup"):  # from one place to the next
+            return self.is_set()
+        if waiting.startswith("tenantsync-chore"):
+            if not self._begun.is_set():
+                self._begun.set()
+                return self.is_set()
+            self.one_round.set()
+        return super().wait(timeout)
+
+
+def test_a_worker_cleans_by_itself(config):
+    """Whatever `TenantSync.worker` returns does what the command does, and nobody has to ask."""
+    with TenantSync(load(config)) as sync:
+        upgrade_control(sync.control)
+        worker = sync.worker(threads=1)
+        worker._stopping = hurried = Hurried()
+        worker.start()
+        try:
+            assert hurried.one_round.wait(30)
+        finally:
+            assert worker.stop()
+
+    assert left(config) == left(config, "globex") == {"open", "expired lately", "revoked lately"}

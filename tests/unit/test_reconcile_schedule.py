@@ -4,10 +4,11 @@ import threading
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 
 from tenantsync.control.database import ControlDatabase, ControlMissing, ControlUnavailable
 from tenantsync.control.inbox import LeaseLost
+from tenantsync.control.moments import NOW
 from tenantsync.control.reconciliations import (
     Reconciliations,
     reconciliations,
@@ -42,6 +43,13 @@ def all_due(control):
         past = "strftime('%Y-%m-%d %H:%M:%f000', 'now', '-1 second')"
     with control.write() as connection:
         connection.execute(text(f"UPDATE reconciliations SET due_at = {past}"))
+
+
+def wait_of(control, tenant_id):
+    """Return in how many seconds anyone may claim a tenant, by the database's clock."""
+    due_at = Reconciliations(control).list([tenant_id])[tenant_id].due_at
+    with control.read() as connection:
+        return (due_at - connection.scalar(select(NOW))).total_seconds()
 
 
 class Reconciling:
@@ -208,21 +216,21 @@ def test_a_turn_is_taken_and_comes_again(books, control):
 
 @pytest.mark.parametrize("state", [State.FAILED, State.REFUSED])
 def test_what_failed_is_tried_again_later_and_later(books, control, state):
-    """With the reason in the table; success forgets it."""
+    """After a minute, then two, up to the interval; with the reason. Success forgets it."""
     reconciling = Reconciling(state)
-    working = schedule(books, reconciling, "a")
+    working = schedule(books, reconciling, "a", jitter=lambda: 1.0)
     working.run_due()
-    waits = []
-    for _ in range(3):
+    waits, told = [], []
+    for _ in range(9):
         all_due(control)
         working.run_due()
         found = books.list(["id-a"])["id-a"]
-        with control.read() as connection:
-            now = "now()" if control.placement.is_postgres else "datetime('now')"
-            assert connection.scalar(text(f"SELECT {now}")) is not None
-        waits.append((found.attempts, found.error))
+        told.append((found.attempts, found.error))
+        waits.append(wait_of(control, "id-a"))
 
-    assert waits == [(1, "so"), (2, "so"), (3, "so")]
+    assert told == [(number, "so") for number in range(1, 10)]
+    # What the test itself took is gone from them.
+    assert waits == pytest.approx([60, 120, 240, 480, 960, 1920, HOUR, HOUR, HOUR], abs=20)
     reconciling.state = State.DONE
     all_due(control)
     working.run_due()
@@ -254,6 +262,91 @@ def test_a_tenant_that_is_none_any_more_is_forgotten(books, control):
 
     assert sorted(key for key, _ in reconciling.asked) == ["a", "new"]
     assert books.list(["id-a", "id-gone", "id-new"]).keys() == {"id-a", "id-new"}
+
+
+@pytest.mark.parametrize("change", ["suspended", "moved", "gone"])
+def test_what_an_operator_does_counts_while_others_are_due(books, control, change):
+    """After a minute at most, however long the worker has had turns to take without a pause."""
+    tenants = [Tenant("id-a", "a", NOWHERE), Tenant("id-b", "b", NOWHERE)]
+    elsewhere = Placement.of("sqlite:////nowhere/else.db")
+    seen, now = [], [1000.0]
+    reconciling = Reconciling()
+
+    def act(tenant):
+        seen.append(tenant)
+        if len(seen) > 1:
+            return
+        now[0] += 61.0
+        (other,) = (each for each in tenants if each != tenant)
+        tenants.remove(other)
+        if change == "suspended":
+            tenants.append(replace(other, suspended=True))
+        elif change == "moved":
+            tenants.append(replace(other, placement=elsewhere))
+
+    reconciling.during = act
+    working = schedule(books, reconciling, tenants=lambda: list(tenants), clock=lambda: now[0])
+    books.enrol(["id-a", "id-b"], every=HOUR)
+    all_due(control)
+
+    working.run_due()
+
+    if change == "gone":
+        assert len(seen) == 1
+        assert books.list(["id-a", "id-b"]).keys() == {seen[0].id}
+    else:
+        assert seen[1] == tenants[1]
+        assert (seen[1].suspended, seen[1].placement == elsewhere) == (
+            change == "suspended",
+            change == "moved",
+        )
+
+
+def test_the_tenants_are_listed_once_a_minute(books, control):
+    """Not for each turn: the list may be long, and in a database."""
+    names = [f"t{number}" for number in range(5)]
+    tenants = [Tenant(f"id-{name}", name, NOWHERE) for name in names]
+    listed = []
+
+    def list_them():
+        listed.append(True)
+        return tenants
+
+    reconciling = Reconciling()
+    working = schedule(books, reconciling, tenants=list_them, clock=lambda: 1000.0)
+    books.enrol([tenant.id for tenant in tenants], every=HOUR)
+    all_due(control)
+
+    working.run_due()
+
+    assert len(reconciling.asked) == len(names)
+    assert len(listed) == 1
+
+
+def test_a_tenant_whose_worker_was_killed_is_tried_again_after_a_quarter_of_an_hour(books, control):
+    """Nothing gives its lease back; until it ends, nobody else begins with the tenant."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(tenant):
+        raise Killed
+
+    reconciling = Reconciling()
+    reconciling.during = die
+    working = schedule(books, reconciling, "a")
+    working.run_due()
+    all_due(control)
+
+    with pytest.raises(Killed):
+        working.run_due()
+
+    assert wait_of(control, "id-a") == pytest.approx(900, abs=20)
+    assert books.claim("you") is None
+    all_due(control)
+    claim = books.claim("you")
+    assert claim is not None
+    assert (claim.tenant_id, claim.attempts) == ("id-a", 0)
 
 
 def test_a_worker_whose_lease_ran_out_changes_nothing(books, control):
