@@ -84,8 +84,9 @@ class Doors(Parts):
 
         Raises:
             ConfigError: The configuration's `[authvital]`, `[isolation]` or `[pubsub]` is
-                incomplete.
+                incomplete, or `[worker] signals` wants an extra that is not installed.
         """
+        _ = self.signals  # what is wrong with them is said now, not when an event is parked
         base = path.removesuffix("/")
         doors: dict[str, ASGIApp] = {path: self.webhook, f"{base}/system": self.system_webhook}
         if self.pubsub is not None:

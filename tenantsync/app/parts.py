@@ -279,10 +279,11 @@ class Parts:
     def _announce(self, tenant_ids: frozenset[str]) -> None:
         """Tell workers, here and elsewhere, that there is something to apply."""
         worker, signals = self._inline, self.signals
-        for tenant_id in tenant_ids:
-            if worker is not None:
+        if worker is not None:
+            for tenant_id in tenant_ids:
                 worker.wake(tenant_id)
-            if signals is not None:
+        if signals is not None:
+            for tenant_id in tenant_ids:
                 signals.publish(tenant_id)
 
 

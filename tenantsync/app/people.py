@@ -121,7 +121,7 @@ class People(Doors):
         Raises:
             ConfigError: `[authvital]` has no client_id or no client_secret.
         """
-        return reconciler_of(self, prepare=self._prepare, observer=self.drift)
+        return reconciler_of(self, prepare=self._prepare, observer=self.drift, changed=self._forget)
 
     def _share(self, of: float) -> int:
         return max(1, round(self.settings.isolation.max_connections * of))

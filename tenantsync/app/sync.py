@@ -112,7 +112,12 @@ class TenantSync(People):
 
         It starts threads: call it in the process that serves, after all forks, and `close` at the
         end. Or let `tenantsync worker` run beside the application, and do not call it.
+
+        Raises:
+            ConfigError: The configuration's `[isolation]` is incomplete, or `[worker] signals`
+                wants an extra that is not installed.
         """
+        _ = self.signals  # what is wrong with them is said now, not when an event is parked
         try:
             self._prepare()
         except ControlUnavailable as error:

@@ -20,6 +20,7 @@ from tenantsync.authvital.exchange import (
     Answer,
     Asked,
     Exchange,
+    IntegrationForbidden,
     IntegrationNotFound,
     IntegrationRefused,
     IntegrationUnavailable,
@@ -43,6 +44,7 @@ __all__ = [
     "ApplicationMembership",
     "ApplicationMemberships",
     "IntegrationClient",
+    "IntegrationForbidden",
     "IntegrationNotFound",
     "IntegrationRefused",
     "IntegrationUnavailable",
@@ -102,6 +104,8 @@ class IntegrationClient:
 
     Every method raises:
         IntegrationRefused: The credential, or what it may do, is wrong. A `ConfigError`.
+        IntegrationForbidden: It may not ask about this tenant; about others it may. An
+            `IntegrationRefused`.
         IntegrationNotFound: The provider has no such tenant or application. An
             `IntegrationRefused`.
         IntegrationUnavailable: No usable answer was had in time. An `Unavailable`.
@@ -240,6 +244,7 @@ class IntegrationClient:
                 query=query,
                 headers={"Authorization": f"Bearer {token.text}"},
                 retry_refused=again,
+                of_tenant="tenantId" in query,
             )
             answer = self._exchange.ask(asked, until, secret=token.text)
             if answer is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "Answer",
     "Asked",
     "Exchange",
+    "IntegrationForbidden",
     "IntegrationNotFound",
     "IntegrationRefused",
     "IntegrationUnavailable",
@@ -39,6 +40,10 @@ _Kind = TypeVar("_Kind")
 
 class IntegrationRefused(ConfigError):
     """AuthVital refuses what we ask: the credential, its scope, its tenants, or the address."""
+
+
+class IntegrationForbidden(IntegrationRefused):
+    """AuthVital refuses what was asked about one tenant, and may answer for others."""
 
 
 class IntegrationNotFound(IntegrationRefused):
@@ -61,6 +66,7 @@ class Asked:
         form: A form to send, or None. It may hold secrets.
         headers: Further headers. They may hold secrets.
         retry_refused: Whether a 401 is answered None rather than raised.
+        of_tenant: Whether it asks about one tenant.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Asked:
     form: Mapping[str, str] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     retry_refused: bool = False
+    of_tenant: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +297,8 @@ class Exchange:
                 f"AuthVital knows nothing of what {asked.name} was asked about ({said}): compare "
                 "the tenant's id, the application's id and authvital.client_id with AuthVital"
             )
-        raise IntegrationRefused(
+        forbids = asked.of_tenant and status == httpx2.codes.FORBIDDEN
+        raise (IntegrationForbidden if forbids else IntegrationRefused)(
             f"AuthVital refuses {asked.name} ({said}): check authvital.client_id and "
             f"client_secret, and that this MACHINE credential has the scope integration:read and "
             "is trusted for the tenant"

@@ -156,7 +156,11 @@ def retry(
             count = sync.inbox.retry(**filters)
             lanes = {lane.tenant_id: lane for lane in sync.inbox.lanes()}
             # What nobody registered cannot be applied, whatever is tried.
-            worth = [each for each in sorted(tenant_ids) if each in lanes and lanes[each].known]
+            worth = [
+                each
+                for each in sorted(tenant_ids)
+                if each in lanes and (lanes[each].known or lanes[each].announced)
+            ]
             worker = sync.worker(threads=1, with_hooks=hooks is None)
             results = _drained(worker, worth, quiet=as_json)
             lanes = {lane.tenant_id: lane for lane in sync.inbox.lanes()}
@@ -264,7 +268,7 @@ def _result(
     if not tenant_id:
         given_up = 0 if lane is None else lane.quarantined
         error = "what cannot be read cannot be applied"
-    elif lane is not None and not lane.known:
+    elif lane is not None and not (lane.known or lane.announced):
         error = "nobody registered this tenant: `tenantsync tenants add KEY --id ID`"
     elif waiting or given_up:
         error = (None if lane is None else lane.error) or (drained and drained.error) or None

@@ -173,7 +173,7 @@ def _state_of(lane: LaneInfo) -> str:
         return f"held by {lane.held_by}"
     if not lane.waiting:
         return ""
-    if not lane.known:
+    if not (lane.known or lane.announced):
         return "nobody registered this tenant"
     if lane.attempts:
         times = "once" if lane.attempts == 1 else f"{lane.attempts} times in a row"

@@ -57,7 +57,8 @@ def worker(context: Context, threads: int, once: bool, hooks: str | None) -> Non
     with failing():
         try:
             drained = working.drain_due()
-            stayed = sum(lane.waiting for lane in sync.inbox.lanes() if lane.known)
+            lanes = sync.inbox.lanes()
+            stayed = sum(lane.waiting for lane in lanes if lane.known or lane.announced)
         except ControlMissing:
             stayed = 0  # nothing was ever put into it
     click.echo(_told(drained, stayed))

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from tenantsync.control.bulk import Inserted
 from tenantsync.control.entries import OVERHEAD, Arrival, State, Stored
-from tenantsync.control.lanes import LaneRow, after, lock, save, short, strangers_share
+from tenantsync.control.lanes import LaneRow, after, lock, save, shares, short
 from tenantsync.control.tables import inbox
 
 __all__ = ["Bound", "store"]
@@ -42,15 +42,35 @@ _INSERT: Final = Inserted(
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What unknown tenants may have in the inbox.
+    """What unknown tenants may have in the inbox, and what names no tenant.
 
     Args:
-        events: How many events each may have.
-        bytes: How many bytes all may have together, each event with its overhead.
+        events: How many events each unknown tenant may have.
+        bytes: How many bytes all of them may have together, each event with its overhead.
+        nameless: How many bytes what names no tenant may have, counted likewise.
     """
 
     events: int
     bytes: int
+    nameless: int
+
+    def admits(self, arrival: Arrival, count: int, taken: int) -> bool:
+        """Whether there is room for one more.
+
+        Args:
+            arrival: Of a tenant that is not known, or of none.
+            count: How many events its tenant has.
+            taken: The bytes that are taken of the room that it shares, its own included.
+        """
+        if not arrival.tenant_id:
+            # Nobody's in particular: only all together are bounded.
+            return taken <= self.nameless
+        # Strangers who fill the room must not keep anybody from being announced: for that, and
+        # nothing else, there is as much again, and one more place.
+        size, events = self.bytes, self.events
+        if arrival.announced:
+            size, events = 2 * size, events + 1
+        return taken <= size and count < events
 
 
 def store(
@@ -62,7 +82,7 @@ def store(
         connection: In a transaction that writes.
         arrivals: Of any tenants.
         state: What new ones become: `PARKED` or `QUARANTINED`.
-        bound: What unknown tenants may have.
+        bound: What unknown tenants may have, and what names none.
     """
     wanted: dict[_Key, Arrival] = {}
     for arrival in arrivals:
@@ -84,6 +104,9 @@ def store(
         _INSERT.execute(connection, columns)
     for arrival in stored:
         _count(rows[arrival.tenant_id], arrival, state)
+    for arrival in arrivals:
+        if arrival.announced and arrival.tenant_id:
+            rows[arrival.tenant_id].announce()
     save(connection, rows.values())
     return [answers[_key(arrival)] for arrival in arrivals]
 
@@ -108,17 +131,16 @@ def _admit(
     """Return those for which there is room; who is known always has some."""
     if all(rows[arrival.tenant_id].known for arrival in fresh):
         return list(fresh)
-    _, taken = strangers_share(connection)
+    taken = shares(connection)
     counts = {name: row.waiting + row.quarantined for name, row in rows.items()}
     admitted = []
     for arrival in fresh:
         name = arrival.tenant_id
         if not rows[name].known:
-            cost = len(arrival.body) + OVERHEAD
-            # Those that name no tenant are nobody's in particular: only all together are bounded.
-            if taken + cost > bound.bytes or (name and counts[name] >= bound.events):
+            size = taken[bool(name)] + len(arrival.body) + OVERHEAD
+            if not bound.admits(arrival, counts[name], size):
                 continue
-            taken += cost
+            taken[bool(name)] = size
             counts[name] += 1
         admitted.append(arrival)
     return admitted

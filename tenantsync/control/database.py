@@ -12,12 +12,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from tenantsync.control.tables import SCHEMA
 from tenantsync.errors import TenantUnavailable
-from tenantsync.tenancy.engines import READ_ONLY, make_engine
+from tenantsync.tenancy.engines import READ_ONLY, answering, make_engine
 from tenantsync.tenants import Placement, read_url
 
 __all__ = ["ControlDatabase", "ControlMissing", "ControlUnavailable"]
 
 _UNDEFINED_TABLE: Final = "42P01"
+_GRACE: Final = 1.0
+"""Seconds more than a statement may take, before a server that says nothing is given up."""
 _SETTLE: Final = text(
     # LOCAL, all of it: nothing here may rely on the session, which a pooler shares.
     "SELECT set_config('search_path', :schema || ', pg_temp', true),"
@@ -41,7 +43,8 @@ class ControlDatabase:
     Args:
         url: Its URL. The SQLite file is never made here, only by `tenantsync.migrate.control`.
         connect_timeout: Seconds to wait for a connection.
-        statement_timeout: Seconds that a statement may take, waiting for locks included.
+        statement_timeout: Seconds that a statement may take, waiting for locks included. A server
+            that hangs does not keep to it: a second later its connection is closed.
     """
 
     def __init__(
@@ -100,8 +103,11 @@ class ControlDatabase:
     def _begun(self, *, reads: bool) -> Iterator[Connection]:
         self._refuse_missing_file()
         try:
-            engine = self._engine.execution_options(**{READ_ONLY: reads})
-            with engine.begin() as connection:
+            with (
+                self._connected(reads=reads) as connection,
+                answering(connection, self._statement_timeout + _GRACE),
+                connection.begin(),
+            ):
                 if self.placement.is_postgres:
                     limit = f"{max(1, round(self._statement_timeout * 1000))}ms"
                     connection.execute(_SETTLE, {"schema": SCHEMA, "limit": limit})
@@ -114,6 +120,14 @@ class ControlDatabase:
             raise ControlUnavailable(
                 f"the control database cannot be used now: {_short(error)}"
             ) from error
+
+    def _connected(self, *, reads: bool) -> Connection:
+        try:
+            return self._engine.execution_options(**{READ_ONLY: reads}).connect()
+        except ControlUnavailable:
+            raise
+        except TenantUnavailable as error:  # of a SQLite file
+            raise ControlUnavailable(f"the control database cannot be used now: {error}") from error
 
     def _refuse_missing_file(self) -> None:
         # Asked before SQLite is: a folder that may not be read is no file that was never made.

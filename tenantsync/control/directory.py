@@ -119,8 +119,10 @@ class Directory:
             TenantUnavailable: The tenant is there but not ready; the message says why.
         """
         known = self._knows(tenant_id)
-        # One asks; the others do with what is known, and wait only where nothing is.
-        if not self._is_fresh() and self._asking.acquire(blocking=not known):
+        # One asks; the others do with what is known, and wait only where nothing is. And not for
+        # one who asks after an outage: that may take seconds, and each of them holds a thread.
+        wait = not known and self._trouble is None
+        if not self._is_fresh() and self._asking.acquire(blocking=wait):
             try:
                 if not self._is_fresh():
                     self._ask()

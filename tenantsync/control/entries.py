@@ -52,7 +52,7 @@ class Stored(StrEnum):
     DISCARDED = "discarded"
     """It came before and an operator did not want it."""
     FULL = "full"
-    """It was not stored: unknown tenants have no room left."""
+    """It was not stored: unknown tenants, or events that name none, have no room left."""
 
 
 class LeaseLost(TenantSyncError):
@@ -74,6 +74,8 @@ class Arrival:
         door: Where it came in.
         reason: Why it cannot be applied, in a word.
         known: Whether a source knows the tenant. Others share a bound, and wait for registration.
+        announced: Whether it is what may make a tenant that is not known: then its lane is due, and
+            shares the bound nevertheless.
         due_in: Seconds from now until its lane is worth a try.
     """
 
@@ -87,6 +89,7 @@ class Arrival:
     door: str
     reason: str
     known: bool = True
+    announced: bool = False
     due_in: float = 0.0
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class Entry:
         attempts: How often it failed for reasons of its own.
         error: What went wrong last, or None.
         due_at: When it is worth a try.
-        settled_at: When it was applied, quarantined or discarded, or None.
+        settled_at: When it was applied, quarantined, discarded or sent back, or None.
         outcome: What applying it came to, or None.
         size: Bytes of its body.
         digest: SHA-256 of its body, in hexadecimal.
@@ -197,6 +200,11 @@ class LaneInfo:
     due_at: datetime | None
     oldest: float | None
     held_by: str | None
+
+    @property
+    def announced(self) -> bool:
+        """Whether nobody registered the tenant, but a worker is to look whether to make it."""
+        return not self.known and self.waiting > 0 and self.due_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

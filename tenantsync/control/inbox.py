@@ -42,7 +42,7 @@ __all__ = [
     "Totals",
 ]
 
-_MAX_UNKNOWN_BYTES: Final = 256 * 1024 * 1024
+_ROOM: Final = 256 * 1024 * 1024
 _PORTION: Final = 500
 """How many lanes or events one transaction locks at most."""
 
@@ -58,7 +58,9 @@ class Inbox:
         database: The control database.
         max_unknown_events: How many events one unknown tenant may have here.
         max_unknown_bytes: How many bytes all unknown tenants may have here together; each event
-            counts for 2 KiB more than its body.
+            counts for 2 KiB more than its body. Announcements may have as much again.
+        max_nameless_bytes: How many bytes what names no tenant may have here, counted likewise. It
+            is a room apart: strangers must not be able to fill it.
     """
 
     def __init__(
@@ -66,10 +68,11 @@ class Inbox:
         database: ControlDatabase,
         *,
         max_unknown_events: int = 1000,
-        max_unknown_bytes: int = _MAX_UNKNOWN_BYTES,
+        max_unknown_bytes: int = _ROOM,
+        max_nameless_bytes: int = _ROOM,
     ) -> None:
         self.database = database
-        self._bound = Bound(max_unknown_events, max_unknown_bytes)
+        self._bound = Bound(max_unknown_events, max_unknown_bytes, max_nameless_bytes)
 
     def park(self, arrivals: Sequence[Arrival]) -> list[Stored]:
         """Store events until they can be applied, and answer for each what became of it.
@@ -87,8 +90,8 @@ class Inbox:
         """Store events that cannot be read where an operator finds them; answer as `park` does.
 
         Args:
-            arrivals: Of any tenants. Those that name none share the bound of unknown tenants, as do
-                those that are not `known`: say so unless a source knows the tenant.
+            arrivals: Of any tenants. Those that name none share a bound of their own, and those
+                that are not `known` that of unknown tenants: say so unless a source knows them.
         """
         return self._store(arrivals, State.QUARANTINED, Step.QUARANTINED)
 
@@ -152,6 +155,8 @@ class Inbox:
         """Write down what became of a lane's events, all in one transaction.
 
         What is not parked any more, because it was erased or discarded meanwhile, stays as it is.
+        Only what was applied keeps its body: what changed nothing may be about a person who was
+        deleted before it came.
 
         Args:
             lane: The lane, claimed. A lease that is over is still good until another claims it.
@@ -171,7 +176,8 @@ class Inbox:
         *,
         retry_in: float | None = 0.0,
         error: str | None = None,
-        known: bool = True,
+        known: bool | None = None,
+        announced: bool = False,
     ) -> None:
         """Give a lane back. One that was woken meanwhile is due at once, whatever is said here.
 
@@ -181,14 +187,15 @@ class Inbox:
                 sleep until it is woken.
             error: Why it failed, without personal data: one more failure in a row. None begins to
                 count anew; it is due when its next event is.
-            known: Whether a source knows the tenant. Without one it sleeps until it is woken, and
-                its events share the bound.
+            known: Whether a source knows the tenant; None leaves it as it was thought. Without one
+                it sleeps until it is woken, and its events share the bound.
+            announced: Whether it is due nevertheless, as the tenant may still be made.
 
         Raises:
             LeaseLost: Somebody else claimed the lane, or it was given back; nothing was changed.
         """
         with self.database.write() as connection:
-            lane_rows.release(connection, lane, retry_in, error, known=known)
+            lane_rows.release(connection, lane, retry_in, error, known=known, announced=announced)
         reach(Step.RELEASED)
 
     def wake(self, tenant_ids: Iterable[str]) -> int:
@@ -305,8 +312,8 @@ class Inbox:
             bodies: Seconds for which the bodies of applied events are kept.
             ids: Seconds for which applied and discarded events are known again.
             quarantine: Seconds for which events in quarantine are kept.
-            expire: Seconds after which a parked event goes to quarantine, counted anew after
-                `retry`.
+            expire: Seconds after which a parked event goes to quarantine, however often it was put
+                off meanwhile; counted anew after `retry`.
             limit: How many events each of the four may change at most.
         """
         done = []

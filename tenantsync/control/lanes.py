@@ -38,11 +38,12 @@ __all__ = [
     "inform",
     "lock",
     "lock_held",
+    "oldest",
     "release",
     "renew",
     "save",
+    "shares",
     "short",
-    "strangers_share",
     "total",
     "wake",
 ]
@@ -113,13 +114,18 @@ class LaneRow:
 
     @property
     def strange(self) -> tuple[int, int]:
-        """What it takes of the room that unknown tenants share: events and bytes."""
+        """What it holds of what nobody known has: events and bytes."""
         return (0, 0) if self.known else (self.waiting + self.quarantined, self.bytes)
 
     def learn(self) -> None:
         """Note that a source knows the tenant; events that slept until then are due now."""
         if not self.known:
             self.known = True
+            self.rouse()
+
+    def announce(self) -> None:
+        """Have somebody look whether the tenant is to be made; it is no more known for that."""
+        if self.is_held or self.due_at is None:
             self.rouse()
 
     def rouse(self) -> None:
@@ -217,14 +223,20 @@ def save(connection: Connection, rows: Iterable[LaneRow]) -> None:
         )
 
 
-def strangers_share(connection: Connection) -> tuple[int, int]:
-    """Lock the room that unknown tenants share, after all lanes; return how much is taken.
+def shares(connection: Connection) -> dict[bool, int]:
+    """Lock the rooms of who is not known, after all lanes and before any is saved.
 
     Returns:
-        Events, and bytes with each event's overhead.
+        The bytes that are taken, with each event's overhead: under True of the room that unknown
+        tenants share, under False of the one of what names no tenant.
     """
     row = connection.execute(select(strangers).with_for_update()).one()
-    return row.events, row.bytes + OVERHEAD * row.events
+    # In a statement of its own, after the lock: who holds it has saved the lane of the nameless
+    # too, and nobody counts it up without the lock. `strangers` counts that lane in.
+    held = lanes.c.waiting + lanes.c.quarantined
+    query = select(lanes.c.bytes + OVERHEAD * held).where(lanes.c.tenant_id == "")
+    nameless = int(connection.scalar(query) or 0)
+    return {True: row.bytes + OVERHEAD * row.events - nameless, False: nameless}
 
 
 def claiming(owner: str, lease: float, tenant_id: str | None = None) -> ReturningUpdate[Any]:
@@ -271,7 +283,13 @@ def renew(connection: Connection, lane: Lane, lease: float) -> None:
 
 
 def release(
-    connection: Connection, lane: Lane, retry_in: float | None, error: str | None, *, known: bool
+    connection: Connection,
+    lane: Lane,
+    retry_in: float | None,
+    error: str | None,
+    *,
+    known: bool | None,
+    announced: bool,
 ) -> None:
     """Give a lane back; see `Inbox.release`.
 
@@ -282,12 +300,13 @@ def release(
     woken = row.woken
     row.give_back()
     row.due_at = None  # the lease is over; no wait that is left may look like one
-    # Whoever woke it knows of the tenant what the holder may have asked too early.
-    row.known = known or woken
+    if known is not None:
+        # Whoever woke it knows of the tenant what the holder may have asked too early.
+        row.known = known or (woken and row.known)
     later = None if retry_in is None else after(row.now, retry_in)
     if woken:
         row.rouse()
-    elif not known:
+    elif known is False and not announced:
         row.attempts, row.error = 0, short(error)
         row.since = row.since or row.now
     elif error is None:
@@ -312,7 +331,7 @@ def wake(connection: Connection, tenant_ids: Sequence[str]) -> int:
 
 def inform(connection: Connection) -> list[LaneInfo]:
     """Return how every lane is, by tenant id."""
-    query = select(lanes, _oldest().label("oldest"), NOW.label("now")).order_by(lanes.c.tenant_id)
+    query = select(lanes, oldest().label("oldest"), NOW.label("now")).order_by(lanes.c.tenant_id)
     return [
         LaneInfo(
             **{name: row[name] for name in _SHOWN},
@@ -331,7 +350,7 @@ def total(connection: Connection) -> Totals:
                 func.coalesce(func.sum(lanes.c.waiting), 0).label("parked"),
                 func.coalesce(func.sum(lanes.c.quarantined), 0).label("quarantined"),
                 func.coalesce(func.sum(lanes.c.bytes), 0).label("bytes"),
-                func.min(_oldest()).label("oldest"),
+                func.min(oldest()).label("oldest"),
                 func.count().filter(lanes.c.attempts > 0).label("failing"),
                 select(strangers.c.events).scalar_subquery().label("unknown"),
                 NOW.label("now"),
@@ -377,7 +396,8 @@ def _next_due(connection: Connection, tenant_id: str) -> datetime | None:
     )
 
 
-def _oldest() -> ScalarSelect[datetime]:
+def oldest() -> ScalarSelect[datetime]:
+    """Return when the event of a lane was stored that is parked longest, as an expression."""
     return (
         select(func.min(inbox.c.received_at))
         .where(inbox.c.tenant_id == lanes.c.tenant_id, IS_PARKED)

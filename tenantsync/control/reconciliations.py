@@ -120,7 +120,7 @@ class Reconciliations:
         return None if known is None else known.snapshot
 
     def record(self, tenant_id: str, snapshot: int) -> None:
-        """Remember that a list was believed as a whole, and all that follows from it was done.
+        """Remember that a list was believed as a whole, and all that it says was taken.
 
         Args:
             tenant_id: AuthVital's id.

@@ -17,9 +17,10 @@ from sqlalchemy import (
 
 from tenantsync.control.bulk import Updated
 from tenantsync.control.entries import Lane, Settlement, State
-from tenantsync.control.lanes import LaneRow, after, lock, lock_held, save, short
+from tenantsync.control.lanes import LaneRow, after, lock, lock_held, oldest, save, short
 from tenantsync.control.moments import NOW, Later
-from tenantsync.control.tables import IS_PARKED, inbox
+from tenantsync.control.tables import IS_PARKED, inbox, lanes
+from tenantsync.observe import Outcome
 
 __all__ = [
     "HELD",
@@ -109,17 +110,19 @@ def settle(connection: Connection, lane: Lane, settlements: Sequence[Settlement]
     told = {settlement.number: settlement for settlement in settlements}
     # Somebody may have erased or discarded one of them while it was drained. That stands.
     found = connection.execute(
-        select(inbox.c.number, inbox.c.attempts, inbox.c.due_at, inbox.c.size).where(
-            inbox.c.number.in_(told), inbox.c.tenant_id == lane.tenant_id, _is(State.PARKED)
-        )
+        select(
+            inbox.c.number, inbox.c.attempts, inbox.c.due_at, inbox.c.settled_at, inbox.c.size
+        ).where(inbox.c.number.in_(told), inbox.c.tenant_id == lane.tenant_id, _is(State.PARKED))
     )
-    changed = []
-    for number, attempts, due_at, size in found:
+    changed, idle = [], []
+    for number, attempts, due_at, settled_at, size in found:
         settlement = told[number]
         error = short(settlement.error)
         values = {"number": number, "attempts": attempts, "due_at": due_at, "error": error}
         if settlement.due_in is not None:
-            values |= {"state": State.PARKED.value, "outcome": None, "settled_at": None}
+            values |= {"state": State.PARKED.value, "outcome": None}
+            # When it was sent back, if it was: it is given up so long after that, and no later.
+            values |= {"settled_at": settled_at}
             values |= {"attempts": attempts + 1, "due_at": after(row.now, settlement.due_in)}
         elif settlement.quarantine:
             values |= {"state": State.QUARANTINED.value, "outcome": None, "settled_at": row.now}
@@ -129,10 +132,15 @@ def settle(connection: Connection, lane: Lane, settlements: Sequence[Settlement]
             values |= {"state": State.APPLIED.value, "settled_at": row.now}
             values |= {"outcome": settlement.outcome}
             row.bytes -= size
+            if settlement.outcome != Outcome.APPLIED.value:
+                idle.append(number)
         row.waiting -= settlement.due_in is None
         changed.append(values)
     if changed:
         _SETTLE.execute(connection, changed)
+    if idle:
+        # The deletion of a person erased what was here by then; this may have come later.
+        connection.execute(update(inbox).where(inbox.c.number.in_(idle)).values(body=None))
     save(connection, [row])
 
 
@@ -167,7 +175,7 @@ def retry(connection: Connection, chosen: dict[int, str]) -> int:
         "attempts": 0,
         "error": None,
         "due_at": NOW,
-        "settled_at": None,
+        "settled_at": NOW,
     }
     those = inbox.c.number.in_(chosen)
     parked = _change(connection, and_(those, _is(State.PARKED)), values)
@@ -176,7 +184,8 @@ def retry(connection: Connection, chosen: dict[int, str]) -> int:
         rows[tenant_id].waiting += 1
         rows[tenant_id].quarantined -= 1
     for tenant_id in {tenant_id for tenant_id, _ in parked + freed}:
-        if rows[tenant_id].known:  # the others wait for somebody to know their tenant
+        # The others wait for somebody to know their tenant, or to announce it.
+        if rows[tenant_id].known or rows[tenant_id].due_at is not None:
             rows[tenant_id].rouse()
     save(connection, rows.values())
     return len(parked) + len(freed)
@@ -184,10 +193,11 @@ def retry(connection: Connection, chosen: dict[int, str]) -> int:
 
 def expire(connection: Connection, age: float, limit: int) -> int:
     """Put events into quarantine that were parked for too long; return how many."""
-    chosen = _some(connection, limit, IS_PARKED, *_neglected(age))
+    chosen = _neglected(connection, age, limit)
     rows = lock(connection, chosen.values())
     values = {"state": State.QUARANTINED.value, "reason": "expired", "settled_at": NOW}
-    those = and_(inbox.c.number.in_(chosen), IS_PARKED, *_neglected(age))
+    since = func.coalesce(inbox.c.settled_at, inbox.c.received_at)
+    those = and_(inbox.c.number.in_(chosen), IS_PARKED, since <= Later(-age))
     done = _change(connection, those, values)
     for tenant_id, _ in done:
         rows[tenant_id].waiting -= 1
@@ -236,9 +246,22 @@ def _is(state: State) -> ColumnElement[bool]:
     return inbox.c.state == literal_column(f"'{state.value}'")
 
 
-def _neglected(age: float) -> tuple[ColumnElement[bool], ...]:
-    # Due for that long, too: what an operator sent back has all of the time again.
-    return inbox.c.received_at <= Later(-age), inbox.c.due_at <= Later(-age)
+def _neglected(connection: Connection, age: float, limit: int) -> dict[int, str]:
+    """Return events that are parked for too long, since they were stored or last sent back.
+
+    When one is due says nothing of that: each failure of its own moves it.
+    """
+    chosen = _some(connection, limit, IS_PARKED, inbox.c.settled_at <= Later(-age))
+    # Lane by lane, since that is what the index of their ages begins with: as many steps as there
+    # are tenants with something parked, and not as there are events.
+    late = select(lanes.c.tenant_id).where(lanes.c.waiting > 0, oldest() <= Later(-age))
+    for tenant_id in connection.scalars(late.order_by(lanes.c.tenant_id)).all():
+        if len(chosen) >= limit:
+            break
+        stored = inbox.c.settled_at.is_(None), inbox.c.received_at <= Later(-age)
+        mine = inbox.c.tenant_id == tenant_id
+        chosen |= _some(connection, limit - len(chosen), mine, IS_PARKED, *stored)
+    return chosen
 
 
 def _some(connection: Connection, limit: int, *conditions: ColumnElement[bool]) -> dict[int, str]:

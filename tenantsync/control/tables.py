@@ -123,7 +123,8 @@ Index(
     sqlite_where=IS_PARKED,
 )
 Index("ix_inbox_subject", inbox.c.tenant_id, inbox.c.subject)
-# Without what is parked: SQLite would take its state for a narrower search than a person.
+# Without what is parked, as SQLite would take its state for a narrower search than a person; but
+# with what an operator sent back, which is as old as that.
 Index(
     "ix_inbox_settled",
     *(inbox.c.state, inbox.c.settled_at),
@@ -165,7 +166,8 @@ strangers: Final = Table(
     Column("events", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
 )
-"""One row: what the lanes of unknown tenants hold together, which is bounded."""
+"""One row: what the lanes of unknown tenants hold together, and the one of what names no tenant,
+which both are bounded. Whoever compares it with that lane locks this row first."""
 
 
 def now_of(dialect: str) -> TextClause:

@@ -154,7 +154,7 @@ def _strangers(lanes: Iterable[LaneInfo], listed: Container[str]) -> list[Findin
     found = [
         Finding("inbox", note.level, f"tenant id {lane.tenant_id!r}: {note.what}", note.remedy)
         for lane in strange
-        if lane.known and lane.tenant_id
+        if (lane.known or lane.announced) and lane.tenant_id
         for note in lane_notes(lane, lane.tenant_id, suspended=False)
     ]
     unreadable = sum(lane.quarantined for lane in strange if not lane.tenant_id)
@@ -167,7 +167,7 @@ def _strangers(lanes: Iterable[LaneInfo], listed: Container[str]) -> list[Findin
                 "`tenantsync inbox list --tenant '' --state quarantined` lists them",
             )
         )
-    unknown = [lane for lane in strange if lane.tenant_id and not lane.known]
+    unknown = [one for one in strange if one.tenant_id and not (one.known or one.announced)]
     if unknown:
         waiting = sum(lane.waiting + lane.quarantined for lane in unknown)
         ids = [repr(lane.tenant_id) for lane in unknown[:_SHOWN]]

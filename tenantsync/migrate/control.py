@@ -18,10 +18,11 @@ from tenantsync.control.database import ControlDatabase, ControlUnavailable
 from tenantsync.control.tables import SCHEMA, VERSION_TABLE
 from tenantsync.migrate.report import sentence_about
 from tenantsync.migrate.scripts import ALEMBIC
-from tenantsync.tenancy.engines import make_engine
+from tenantsync.tenancy.engines import answering, make_engine
 
 __all__ = ["control_standing", "upgrade_control"]
 
+_GRACE: Final = 1.0
 _PRIVATE: Final = 0o600  # it may hold URLs with passwords
 
 
@@ -44,7 +45,11 @@ def upgrade_control(database: ControlDatabase, *, lock_timeout: float = 10.0) ->
         _make_file(Path(str(place.url.database)))
     engine = make_engine(place.url, lock_timeout=lock_timeout)
     try:
-        with engine.begin() as connection:
+        with (
+            engine.connect() as connection,
+            answering(connection, lock_timeout + _GRACE),
+            connection.begin(),
+        ):
             if place.is_postgres:
                 _bind(connection, lock_timeout)
             return _run(connection)
@@ -112,7 +117,8 @@ def _run(connection: Connection) -> str:
         current = MigrationContext.configure(connection, opts=options).get_current_heads()
         if current != (head,):
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            with answering(connection, None):
+                command.upgrade(config, "head")
     return head
 
 

@@ -26,10 +26,12 @@ class ApartLane(Generic[_JobT]):
     Args:
         place: The place.
         jobs: The events.
+        due: Whether a turn was begun for it that no thread has come for yet.
     """
 
     place: Placement
     jobs: deque[_JobT] = field(default_factory=deque)
+    due: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -44,14 +46,15 @@ class ApartLanes(Generic[_JobT]):
     """The lanes of places in trouble, and whose turn it is.
 
     Args:
-        start: Has a lane's turn begin, on a thread; it ends with `pass_on`.
+        start: Has a lane's turn begin, on a thread; it ends with `pass_on`. It returns False where
+            no thread is to be had.
         per_database: How many lanes of one database have their turn at once.
         max_waiting: How many more of them may wait for one, so that nobody waits long.
     """
 
     def __init__(
         self,
-        start: Callable[[ApartLane[_JobT]], None],
+        start: Callable[[ApartLane[_JobT]], bool],
         *,
         per_database: int = 2,
         max_waiting: int = 4,
@@ -80,18 +83,29 @@ class ApartLanes(Generic[_JobT]):
         crowd = 0 if share is None else share.running + len(share.waiting)
         return crowd < self._per_database + self._max_waiting and len(self._lanes) < _MOST_LANES
 
-    def open(self, place: Placement, job: _JobT) -> None:
-        """Make a lane for the place; its turn comes at once, or when another's ends."""
-        lane = self._lanes[place] = ApartLane(place, deque([job]))
-        share = self._shares.setdefault(place.database, _Share())
+    def open(self, place: Placement, job: _JobT) -> bool:
+        """Make a lane for the place; its turn comes at once, or when another's ends.
+
+        Returns False, and makes none, where there is no thread for its turn.
+        """
+        lane = ApartLane(place, deque([job]))
+        share = self._shares.get(place.database) or _Share()
         if share.running < self._per_database:
+            if not self._begun(lane):
+                return False
             share.running += 1
-            self._start(lane)
         else:
             share.waiting.append(lane)
+        self._lanes[place] = lane
+        self._shares[place.database] = share
+        return True
 
-    def pass_on(self, lane: ApartLane[_JobT]) -> None:
-        """End a lane's turn: it goes if nothing waits in it, and else to the end of the line."""
+    def pass_on(self, lane: ApartLane[_JobT]) -> ApartLane[_JobT] | None:
+        """End a lane's turn: it goes if nothing waits in it, and else to the end of the line.
+
+        Returns the lane whose turn it is where there is no other thread for it: the caller's is
+        free now, and must take it.
+        """
         share = self._shares[lane.place.database]
         if lane.jobs:
             share.waiting.append(lane)
@@ -99,8 +113,13 @@ class ApartLanes(Generic[_JobT]):
             # A job that comes from now on finds no lane, and goes with all the others.
             del self._lanes[lane.place]
         if share.waiting:
-            self._start(share.waiting.popleft())
-            return
+            following = share.waiting.popleft()
+            return None if self._begun(following) else following
         share.running -= 1
         if not share.running:
             del self._shares[lane.place.database]
+        return None
+
+    def _begun(self, lane: ApartLane[_JobT]) -> bool:
+        lane.due = self._start(lane)
+        return lane.due

@@ -265,6 +265,8 @@ def weigh(
     changes = weighed.changes
     for each in evidence:
         before = known.people.get(each.sub)
+        if each.only_listed and before is None:
+            continue
         merged = merge(before, each, default_app_access=default_app_access)
         after = merged.state
         if not take_away and loses(before, after, each.tenant_id):

@@ -82,6 +82,18 @@ class TenantReport:
         """Whether there is nothing to look at."""
         return self.state in (State.DONE, State.SKIPPED)
 
+    def fields(self) -> dict[str, Any]:
+        """Return what a log record says of it."""
+        return {
+            "tenant": self.tenant,
+            "state": self.state.value,
+            "people": self.people,
+            **{name: getattr(self, name) for name in _PEOPLE},
+            "dry_run": self.dry_run,
+            "reason": self.why,
+            "seconds": self.seconds,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

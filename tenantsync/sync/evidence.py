@@ -7,7 +7,7 @@ with the time of the list for its clock. The rules stand in docs/explanation/rec
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,8 @@ MARGIN: Final = 5_000
 and what was committed while the list was read may be missing from it."""
 
 _FEWEST: Final = 5
-"""So many people may lose their access without more ado, however small their tenant is."""
+"""Fewer than so many may lose their access without more ado, however small their tenant is."""
+_LISTED: Final = "listed"
 _STATUSES: Final[Mapping[str, str]] = {
     "ACTIVE": "active",
     "SUSPENDED": "suspended",
@@ -48,6 +49,7 @@ class Evidence:
         status: `"active"`, `"suspended"` or `"invited"`.
         app_role: The role in our application, or None for none.
         claims: Column -> value of the profile claims that it carries, none of them empty.
+        only_listed: Whether nothing of all that is used but that the person is in the list.
     """
 
     sub: str
@@ -57,11 +59,12 @@ class Evidence:
     status: str
     app_role: str | None = None
     claims: Mapping[str, str] = field(default_factory=dict, hash=False)
+    only_listed: bool = False
 
     @property
     def denies(self) -> bool:
         """Whether it says that the person is no active member."""
-        return self.status != "active"
+        return self.status != "active" and not self.only_listed
 
     @property
     def clock(self) -> str:
@@ -74,8 +77,16 @@ class Evidence:
         digest = hashlib.blake2b(msgspec.json.encode([self.status, *said]), digest_size=8)
         return f"{self.timestamp:013d}{int(self.denies)}list-{digest.hexdigest()}"
 
+    def sighting(self) -> "Evidence":
+        """Return the evidence that the person is in the list, and nothing else."""
+        return replace(self, only_listed=True)
+
     def writes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (register, columns with their values) for all that it says."""
+        if self.only_listed:
+            # A register without columns: its clock is all that a row can be given of it.
+            yield _LISTED, {}
+            return
         for column, value in self.claims.items():
             yield column, {column: value}
         yield "app_role", {"app_role": self.app_role}
@@ -146,6 +157,14 @@ class Snapshot:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lines)
+
+    def follows(self, previous: int | None) -> bool:
+        """Whether it is newer than the list before; one that is not confirms nothing.
+
+        Args:
+            previous: When that was taken, in milliseconds since 1970; None where there was none.
+        """
+        return previous is None or previous < self.taken_at
 
     def __getitem__(self, sub: str) -> Evidence:
         """Return what it says of a person who is in it."""

@@ -196,7 +196,14 @@ class IdentitySyncHandler:
         return self._told(way, outcome)
 
     async def park(
-        self, event: Event, *, door: str, body: bytes, reason: str, known: bool = True
+        self,
+        event: Event,
+        *,
+        door: str,
+        body: bytes,
+        reason: str,
+        known: bool = True,
+        announced: bool = False,
     ) -> Outcome:
         """Store an event for a worker, without an attempt to apply it.
 
@@ -205,22 +212,31 @@ class IdentitySyncHandler:
             door: How it came in.
             body: The bytes that it was read from.
             reason: Why, in a word or two.
-            known: Whether a worker may look at it before its tenant is registered.
+            known: Whether there is such a tenant. What others have in the inbox is bounded, and
+                what is beyond the bound is ignored.
+            announced: Whether a worker may make the tenant because of this event.
 
         Raises:
             ControlUnavailable: The inbox cannot take it now.
             ConfigError: There is no inbox.
         """
         way = Passage(event, door, body)
-        arrival = way.arrival(reason=reason, known=known)
+        arrival = way.arrival(reason=reason, known=known, announced=announced)
         return self._stored(way, await self._inbox.park(arrival), reason=reason)
 
     def park_blocking(
-        self, event: Event, *, door: str, body: bytes, reason: str, known: bool = True
+        self,
+        event: Event,
+        *,
+        door: str,
+        body: bytes,
+        reason: str,
+        known: bool = True,
+        announced: bool = False,
     ) -> Outcome:
         """Store an event as `park` does, for a caller without an event loop."""
         way = Passage(event, door, body)
-        arrival = way.arrival(reason=reason, known=known)
+        arrival = way.arrival(reason=reason, known=known, announced=announced)
         return self._stored(way, self._inbox.park_blocking(arrival), reason=reason)
 
     async def quarantine(self, body: bytes, error: Malformed, *, door: str) -> Outcome:
@@ -250,7 +266,12 @@ class IdentitySyncHandler:
         return self._stored(way, self._parking.park_blocking(arrival, readable=False), error=error)
 
     def apply_parked(
-        self, tenant_id: str, events: Sequence[Event], *, with_hooks: bool = True
+        self,
+        tenant_id: str,
+        events: Sequence[Event],
+        *,
+        with_hooks: bool = True,
+        door: str = _WORKER,
     ) -> list[Result]:
         """Apply events of one tenant that were parked before, and say what became of each.
 
@@ -260,8 +281,9 @@ class IdentitySyncHandler:
             tenant_id: AuthVital's id of the tenant.
             events: In any order.
             with_hooks: False leaves the application's hooks out.
+            door: How they came, for the observers.
         """
-        ways = [Passage(event, _WORKER) for event in events]
+        ways = [Passage(event, door) for event in events]
         results = self._applied(tenant_id, ways, with_hooks=with_hooks)
         for way, result in zip(ways, results, strict=True):
             if isinstance(result, TenantSyncError):

@@ -3,11 +3,12 @@
 Apart from the writers of live events: a place's lock keeps the two in turn, a portion at a time.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
+from tenantsync.events import Event
 from tenantsync.sync.apply import (
     CommitFailed,
     Limits,
@@ -84,7 +85,12 @@ class Mirror:
         )
 
     def take(
-        self, placement: Placement, evidence: Sequence[Evidence], *, take_away: bool = True
+        self,
+        placement: Placement,
+        evidence: Sequence[Evidence],
+        *,
+        take_away: bool = True,
+        changed: Callable[[str], object] | None = None,
     ) -> Weighed:
         """Apply evidence in one transaction, and return what it changed.
 
@@ -92,20 +98,52 @@ class Mirror:
             placement: Whose people.
             evidence: At most one for each of them, and a few hundred.
             take_away: Whether people may lose access by it; what would do so is left out otherwise.
+            changed: Told of everybody whose row was changed, after the commit. Where it is not
+                known whether it was, of everybody whom the evidence is about.
+
+        Raises:
+            EventRefused: A constraint or trigger of the application's own refuses some of it.
+                Nothing of it was written.
         """
         store = self._store(placement)
         work = Work(placement, evidence=evidence)
-        return self._tried(
-            placement,
-            lambda connection: apply_evidence(
+        attempts = 0
+
+        def apply(connection: Connection) -> Weighed:
+            nonlocal attempts
+            attempts += 1
+            return apply_evidence(
                 connection,
                 store,
                 work,
                 self._limits,
                 default_app_access=self.default_app_access,
                 take_away=take_away,
-            ),
-        )
+            )
+
+        touched: Iterable[str] = [each.sub for each in evidence]
+        try:
+            weighed = self._tried(placement, apply)
+            if attempts == 1:
+                touched = weighed.changes.people
+            return weighed
+        finally:
+            # Also after an error: the COMMIT may have got through, and only its answer not.
+            if changed is not None and attempts:
+                for sub in touched:
+                    changed(sub)
+
+    def known(self, placement: Placement, events: Sequence[Event]) -> dict[str, Person]:
+        """Return what is known now of those whom events are about; who has no row is not in it."""
+        store = self._store(placement)
+
+        def read(connection: Connection) -> dict[str, Person]:
+            with store.begin(connection, self._limits):
+                (held,) = store.read(connection, [Work(placement, events)], self._limits)
+            people = {} if held is None else held.people
+            return {sub: each for sub, each in people.items() if isinstance(each, Person)}
+
+        return self._tried(placement, read)
 
     def _page(self, placement: Placement, after: str, size: int) -> list[tuple[str, Person]]:
         store = self._store(placement)
@@ -132,7 +170,7 @@ class Mirror:
                 cause = error.__cause__ or error if known else error
                 passing = (is_transient(cause) or is_lost(cause)) and not is_silent(cause)
                 if not (remaining and connected and passing):
-                    raise translate(cause, placement) from cause
+                    raise translate(cause, placement, alone=True) from cause
         raise AssertionError("unreachable")
 
     def _store(self, placement: Placement) -> Store:

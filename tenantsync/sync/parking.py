@@ -5,22 +5,29 @@ while its last commit ran. When a tenant is down, all its senders wait here for 
 """
 
 import asyncio
+import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from tenantsync.control.database import ControlMissing, ControlUnavailable
 from tenantsync.control.inbox import Arrival, Inbox, Stored
 from tenantsync.errors import TenantSyncError
-from tenantsync.sync.futures import Answer, answer_all
+from tenantsync.sync.futures import NO_THREAD, Answer, answer_all, begun
 
 __all__ = ["Parking"]
 
+_R = TypeVar("_R")
+_LOG: Final = logging.getLogger("tenantsync")
+
 _MOST: Final = 128
+_PATIENCE: Final = 5.0
+"""Seconds after which an event is not tried any more, once one before it was not stored."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +35,7 @@ class _Job:
     arrival: Arrival
     readable: bool
     answer: Answer[Stored]
+    since: float
 
 
 class Parking:
@@ -35,10 +43,12 @@ class Parking:
 
     Args:
         inbox: Where events are kept.
-        prepare: Makes the control database where there is none yet; called once, if at all.
-        parked: Told the tenants' ids of what was just parked; must be quick, and never raises.
+        prepare: Makes the control database where there is none yet; called until it succeeds, and
+            never once there was one.
+        parked: Told the tenants' ids of what was just parked; must be quick.
         max_waiting: How many events may wait for the thread; a further one is refused, for the
             sender to try again.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -48,11 +58,13 @@ class Parking:
         prepare: Callable[[], object] | None = None,
         parked: Callable[[frozenset[str]], object] | None = None,
         max_waiting: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = inbox
         self._prepare = prepare
         self._parked = parked
         self._max_waiting = max_waiting
+        self._clock = clock
         self._lock = threading.Lock()
         self._waiting: deque[_Job] = deque()
         self._at_work = False
@@ -70,13 +82,13 @@ class Parking:
             ControlUnavailable: It could not be stored.
         """
         answer: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-        self._submit(_Job(arrival, readable, answer))
+        self._submit(_Job(arrival, readable, answer, self._clock()))
         return await answer
 
     def park_blocking(self, arrival: Arrival, *, readable: bool = True) -> Stored:
         """Store an event as `park` does, for a caller without an event loop."""
         answer: Future[Stored] = Future()
-        self._submit(_Job(arrival, readable, answer))
+        self._submit(_Job(arrival, readable, answer, self._clock()))
         return answer.result()
 
     async def erase(self, tenant_id: str, subject: str) -> None:
@@ -124,21 +136,26 @@ class Parking:
                 raise ControlUnavailable("the application is stopping; send the event again")
             if len(self._waiting) >= self._max_waiting:
                 raise ControlUnavailable(f"{self._max_waiting} events wait for the inbox already")
-            self._waiting.append(job)
             if not self._at_work:
+                self._begun(self._drain)
                 self._at_work = True
-                self._threads().submit(self._drain)
+            self._waiting.append(job)
 
     def _in_thread(self, function: Callable[..., None], *arguments: object) -> "Future[None]":
         with self._lock:
             if self._closed:
                 raise ControlUnavailable("the application is stopping; send the event again")
-            return self._threads().submit(function, *arguments)
+            return self._begun(function, *arguments)
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _begun(self, function: Callable[..., _R], *arguments: object) -> "Future[_R]":
+        """Have a function called on the thread; called with the lock held."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="tenantsync-inbox")
-        return self._pool
+        future = begun(self._pool, function, *arguments)
+        if future is None:
+            self._pool = None  # without its thread, nobody ever looks into its queue
+            raise ControlUnavailable(NO_THREAD)
+        return future
 
     def _drain(self) -> None:
         while True:
@@ -152,6 +169,10 @@ class Parking:
                 chosen = [job for job in jobs if job.readable is readable]
                 if chosen:
                     self._store(chosen, readable=readable)
+            with self._lock:
+                # Who wants something else of the thread has their turn between two batches.
+                if self._pool is not None and begun(self._pool, self._drain) is not None:
+                    return
 
     def _store(self, jobs: Sequence[_Job], *, readable: bool) -> None:
         store = self.inbox.park if readable else self.inbox.quarantine
@@ -160,33 +181,54 @@ class Parking:
         try:
             results = self._prepared(store, arrivals)
         except TenantSyncError as error:
-            results = [error] * len(jobs)
-        except Exception as error:  # no sender may wait for ever
+            results = self._given_up(jobs, error)
+        except BaseException as error:  # no sender may wait for ever
             failure = ControlUnavailable(f"the inbox failed unexpectedly ({type(error).__name__})")
             failure.__cause__ = error
-            results = [failure] * len(jobs)
+            results = self._given_up(jobs, failure)
         answer_all((job.answer, result) for job, result in zip(jobs, results, strict=True))
         self._tell(
             frozenset(
                 arrival.tenant_id
                 for arrival, result in zip(arrivals, results, strict=True)
-                if result is Stored.PARKED and arrival.known
+                if result is Stored.PARKED and (arrival.known or arrival.announced)
             )
         )
+
+    def _given_up(
+        self, jobs: Sequence[_Job], error: TenantSyncError
+    ) -> list[Stored | TenantSyncError]:
+        """Return the answers to jobs that failed, and give them to who waits for long already.
+
+        Each attempt at a control database that says nothing takes seconds: the last in a long
+        queue would hear of it when its sender has gone away.
+        """
+        oldest = self._clock() - _PATIENCE
+        late: list[tuple[Answer[Stored], Stored | TenantSyncError]] = []
+        with self._lock:
+            while self._waiting and self._waiting[0].since <= oldest:
+                late.append((self._waiting.popleft().answer, error))
+        answer_all(late)
+        return [error] * len(jobs)
 
     def _prepared(
         self, store: Callable[[Sequence[Arrival]], Sequence[Stored]], arrivals: Sequence[Arrival]
     ) -> Sequence[Stored]:
         try:
-            return store(arrivals)
+            stored = store(arrivals)
         except ControlMissing:
-            # Once only: a file that was there and is gone is a disk that is not mounted.
-            prepare, self._prepare = self._prepare, None
-            if prepare is None:
+            if self._prepare is None:
                 raise
-            prepare()
-            return store(arrivals)
+            self._prepare()
+            stored = store(arrivals)
+        # Never again: a file that was there and is gone is a disk that is not mounted.
+        self._prepare = None
+        return stored
 
     def _tell(self, tenant_ids: frozenset[str]) -> None:
         if tenant_ids and self._parked is not None:
-            self._parked(tenant_ids)
+            try:
+                self._parked(tenant_ids)
+            except BaseException as error:  # a worker finds by itself what it is not told of
+                # The class only: the words may be anything, and hold a URL with a password.
+                _LOG.error("tenantsync.parked_failed", extra={"error": type(error).__name__})

@@ -38,12 +38,15 @@ class Passage:
         """Whether the person is gone for good once the event is applied."""
         return self.event.type == "subject.deleted" and self.event.sub is not None
 
-    def arrival(self, *, reason: str, known: bool, due_in: float = 0.0) -> Arrival:
+    def arrival(
+        self, *, reason: str, known: bool, announced: bool = False, due_in: float = 0.0
+    ) -> Arrival:
         """Return what the inbox stores of the event.
 
         Args:
             reason: Why it is not applied now, in a word or two.
             known: Whether there is such a tenant.
+            announced: Whether a worker may make it because of this event.
             due_in: Seconds until a worker may look at it.
         """
         event = self.event
@@ -58,6 +61,7 @@ class Passage:
             door=self.door,
             reason=reason,
             known=known,
+            announced=announced,
             due_in=due_in,
         )
 

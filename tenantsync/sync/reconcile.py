@@ -8,8 +8,7 @@ away, and when not, stands in docs/explanation/reconcile.md.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -17,6 +16,7 @@ from typing import Any, Final, Protocol, Self
 
 from tenantsync.authvital.client import (
     IntegrationClient,
+    IntegrationForbidden,
     IntegrationNotFound,
     IntegrationRefused,
     IntegrationUnavailable,
@@ -24,13 +24,13 @@ from tenantsync.authvital.client import (
 from tenantsync.authvital.memberships import TenantMemberships
 from tenantsync.control.reconciliations import Reconciliations
 from tenantsync.errors import TenantSyncError
-from tenantsync.events import Event
-from tenantsync.observe import Outcome
-from tenantsync.sync.batch import Result
+from tenantsync.sync.departing import Departing, Departures
 from tenantsync.sync.drift import Difference, Report, State, TenantReport
-from tenantsync.sync.evidence import Brake, ListRefused, Snapshot, departure
+from tenantsync.sync.evidence import Brake, ListRefused, Snapshot
+from tenantsync.sync.fleet import Stopped, reconcile_all, skipped
 from tenantsync.sync.mirror import Mirror
-from tenantsync.sync.survey import portions, survey
+from tenantsync.sync.survey import Survey, survey
+from tenantsync.sync.taking import Taking
 from tenantsync.tenants import Tenant
 
 __all__ = ["Departures", "Lists", "Reconciler", "Stopped"]
@@ -39,10 +39,6 @@ _LOG: Final = logging.getLogger("tenantsync")
 
 _PORTION: Final = 250
 """People in one transaction: a tenant's own events wait for so many at most."""
-_LEAVING: Final = 100
-_ENDED: Final = "the run was stopped"
-_STRIKES: Final = 5
-"""So many tenants in a row whose lists were not to be had, and the others are not asked for."""
 
 
 class Lists(Protocol):
@@ -50,15 +46,6 @@ class Lists(Protocol):
 
     def tenant_memberships(self, tenant_id: str) -> TenantMemberships:
         """Return every membership of a tenant, with application roles."""
-
-
-class Departures(Protocol):
-    """What applies events of one tenant with all that belongs to it: `IdentitySyncHandler` does."""
-
-    def apply_parked(
-        self, tenant_id: str, events: Sequence[Event], *, with_hooks: bool = True
-    ) -> list[Result]:
-        """Apply events of one tenant, and return a result for each. Blocking; parks nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +84,8 @@ class Reconciler:
         skew: Seconds by which the provider's clock may be ahead of ours.
         portion: People in one transaction.
         observer: Told of each tenant when it is done.
+        changed: Told the tenant's id and the person's of everybody whose row a list changed, after
+            the commit; must be quick, and never raises.
         clock: Unix seconds, ours.
     """
 
@@ -113,6 +102,7 @@ class Reconciler:
         skew: float = 300.0,
         portion: int = _PORTION,
         observer: Callable[[TenantReport], object] | None = None,
+        changed: Callable[[str, str], object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._lists = lists
@@ -125,6 +115,7 @@ class Reconciler:
         self._skew = skew
         self._portion = portion
         self._observer = observer
+        self._changed = changed
         self._clock = clock
 
     def __enter__(self) -> Self:
@@ -158,7 +149,8 @@ class Reconciler:
     ) -> Report:
         """Reconcile tenants, and say what became of each. One tenant's trouble stays its own.
 
-        Where the provider fails for several tenants in a row, the rest is not begun.
+        Where the provider fails for several tenants in a row, and not because it refuses them, the
+        rest is not begun.
 
         Args:
             tenants: Which.
@@ -174,43 +166,25 @@ class Reconciler:
                 several threads where there are several jobs, as all of these.
             stopping: Set to begin no further tenant, and to leave those under way soon.
         """
-        everyone = list(tenants)
-        stopping = stopping or threading.Event()
-        done, strikes = 0, 0
-        lock = threading.Lock()
 
-        def one(tenant: Tenant) -> TenantReport:
-            nonlocal done, strikes
+        def one(tenant: Tenant, portion: Callable[[int, int], object]) -> tuple[TenantReport, bool]:
+            run = _Run(
+                dry_run=dry_run,
+                allow_mass_removal=allow_mass_removal,
+                with_hooks=with_hooks,
+                on_portion=portion,
+                on_difference=on_difference,
+            )
+            return self._reported(tenant, run)
 
-            def portion(now: int, total: int) -> None:
-                if on_portion is not None:
-                    on_portion(tenant.key, now, total)
-                if stopping.is_set():
-                    raise Stopped(_ENDED)
-
-            if stopping.is_set():
-                report = _skipped(tenant, _ENDED)
-            elif strikes >= _STRIKES:
-                report = _skipped(tenant, f"AuthVital failed for {_STRIKES} tenants in a row")
-            else:
-                run = _Run(
-                    dry_run=dry_run,
-                    allow_mass_removal=allow_mass_removal,
-                    with_hooks=with_hooks,
-                    on_portion=portion,
-                    on_difference=on_difference,
-                )
-                report, blames_provider = self._reported(tenant, run)
-                with lock:
-                    strikes = strikes + 1 if blames_provider else 0
-            with lock:
-                done += 1
-                if on_progress is not None:
-                    on_progress(report, done, len(everyone))
-            return report
-
-        with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="tenantsync-reconcile") as pool:
-            return Report(list(pool.map(one, everyone)))
+        return reconcile_all(
+            one,
+            list(tenants),
+            jobs=jobs,
+            on_progress=on_progress,
+            on_portion=on_portion,
+            stopping=stopping or threading.Event(),
+        )
 
     def reconcile_tenant(
         self,
@@ -245,7 +219,7 @@ class Reconciler:
     def _reported(self, tenant: Tenant, run: _Run) -> tuple[TenantReport, bool]:
         """Return what became of a tenant, and whether the provider is to blame."""
         if tenant.suspended:
-            return _skipped(tenant, "the tenant is suspended"), False
+            return skipped(tenant, "the tenant is suspended"), False
         began = self._clock()
         failed = TenantReport(
             tenant=tenant.key, tenant_id=tenant.id, state=State.FAILED, dry_run=run.dry_run
@@ -261,7 +235,7 @@ class Reconciler:
             report = replace(failed, why=str(error))
             blames_provider = isinstance(
                 error, IntegrationRefused | IntegrationUnavailable
-            ) and not isinstance(error, IntegrationNotFound)
+            ) and not isinstance(error, IntegrationForbidden | IntegrationNotFound)
         except Exception as error:  # whatever it is, the other tenants' turn comes
             # The class only: the words may repeat what a list says.
             report = replace(failed, why=f"it failed unexpectedly ({type(error).__name__})")
@@ -279,13 +253,11 @@ class Reconciler:
             now=int(self._clock() * 1000),
             skew=int(self._skew * 1000),
         )
-        # A list that is not newer than the one before confirms nothing.
-        newer = previous is None or previous < snapshot.taken_at
         found = survey(
             self._mirror,
             tenant,
             snapshot,
-            horizon=previous if newer else None,
+            horizon=previous if snapshot.follows(previous) else None,
             max_removal=self._max_removal,
             shared=self._shared,
             differs=partial(run.differs, tenant),
@@ -307,105 +279,73 @@ class Reconciler:
         )
         if run.dry_run:
             return report
-        report = self._taken(tenant, run, report, snapshot)
-        if held:
-            # It does not count as a list that was believed: those whom it held back were not
-            # confirmed by it, and would soon seem to have been missing from it.
-            return replace(report, held_back=report.held_back + len(found.missing))
-        report = replace(report, removed=self._removed(tenant, run, snapshot, found.missing))
-        if newer:
-            self._reconciliations.record(tenant.id, snapshot.taken_at)
-        return report
+        return self._taken(tenant, run, report, snapshot, found, previous)
 
     def _taken(
-        self, tenant: Tenant, run: _Run, report: TenantReport, snapshot: Snapshot
-    ) -> TenantReport:
-        """Take all evidence, and return what that did."""
-        added = changed = unchanged = held_back = done = 0
-        for portion in portions(snapshot, self._portion):
-            weighed = self._mirror.take(
-                tenant.placement,
-                [snapshot[sub] for sub in portion],
-                take_away=report.state is not State.HELD_BACK,
-            )
-            added += weighed.added
-            changed += weighed.changed
-            unchanged += weighed.unchanged
-            held_back += weighed.held_back
-            done += len(portion)
-            run.portion(done, len(snapshot))
-        return replace(
-            report, added=added, changed=changed, unchanged=unchanged, held_back=held_back
-        )
-
-    def _removed(
         self,
         tenant: Tenant,
         run: _Run,
+        report: TenantReport,
         snapshot: Snapshot,
-        missing: Sequence[tuple[str, str | None]],
-    ) -> int:
-        """Let those who are gone leave, and return how many did."""
-        removed = 0
-        failure: TenantSyncError | None = None
-        for portion in portions(missing, _LEAVING):
-            events = [
-                departure(tenant.id, self._application_id, sub, membership_id, snapshot.taken_at)
-                for sub, membership_id in portion
-            ]
-            results = self._departures.apply_parked(tenant.id, events, with_hooks=run.with_hooks)
-            for result in results:
-                if isinstance(result, TenantSyncError):
-                    failure = failure or result
-                else:
-                    removed += result is Outcome.APPLIED
-            run.portion(len(snapshot), len(snapshot))
-        if failure is not None:
-            # Told after all had their turn: a hook that fails for one person keeps nobody in.
-            raise failure
-        return removed
+        found: Survey,
+        previous: int | None,
+    ) -> TenantReport:
+        """Make the mirror say what the list says, and return what that did."""
+        held = report.state is State.HELD_BACK
+        changed = self._changed
+        taking = Taking(
+            self._mirror,
+            tenant.placement,
+            take_away=not held,
+            changed=None if changed is None else partial(changed, tenant.id),
+        )
+        taking.take(snapshot, self._portion, run.portion)
+        report = replace(
+            report, added=taking.added, changed=taking.changed, unchanged=taking.unchanged
+        )
+        troubles = [taking.why_refused] if taking.refused else []
+        if held:
+            # It does not count as a list that was believed: those whom it held back were not
+            # confirmed by it, and would soon seem to have been missing from it.
+            report = replace(report, held_back=taking.held_back + len(found.missing))
+            troubles += [report.why] if troubles and report.why else []
+        else:
+            if taking.confirmed and snapshot.follows(previous):
+                # Before anybody leaves. All who are in it are confirmed, and who cannot leave now
+                # is still missing from it. Were it not recorded because of them, nobody whom a
+                # later list confirms would ever be found missing.
+                self._reconciliations.record(tenant.id, snapshot.taken_at)
+            removed, failure = self._removed(tenant, run, snapshot, found, previous)
+            report = replace(report, removed=removed)
+            troubles += [str(failure)] if failure is not None else []
+        if troubles:
+            report = replace(report, state=State.FAILED, why="; ".join(troubles))
+        return report
+
+    def _removed(
+        self, tenant: Tenant, run: _Run, snapshot: Snapshot, found: Survey, previous: int | None
+    ) -> tuple[int, TenantSyncError | None]:
+        """Let those who are gone leave, and return how many did, and the first failure."""
+        if previous is None or not found.missing:
+            return 0, None
+        departing = Departing(
+            departures=self._departures,
+            mirror=self._mirror,
+            tenant=tenant,
+            application_id=self._application_id,
+            previous=previous,
+            taken_at=snapshot.taken_at,
+            shared=self._shared,
+            with_hooks=run.with_hooks,
+        )
+        everyone = len(snapshot)
+        return departing.let_go(found.missing, lambda: run.portion(everyone, everyone))
 
     def _tell(self, report: TenantReport) -> None:
-        _LOG.log(
-            logging.INFO if report.ok else logging.WARNING,
-            "tenantsync.reconciled",
-            extra={
-                "tenant": report.tenant,
-                "state": report.state.value,
-                "people": report.people,
-                "added": report.added,
-                "changed": report.changed,
-                "removed": report.removed,
-                "unchanged": report.unchanged,
-                "held_back": report.held_back,
-                "dry_run": report.dry_run,
-                "reason": report.why,
-                "seconds": report.seconds,
-            },
-        )
+        level = logging.INFO if report.ok else logging.WARNING
+        _LOG.log(level, "tenantsync.reconciled", extra=report.fields())
         if self._observer is not None:
             self._observer(report)
-
-
-class Stopped(TenantSyncError):
-    """Raised by who listens to portions, to end the run."""
-
-
-def _skipped(tenant: Tenant, why: str) -> TenantReport:
-    return TenantReport(tenant=tenant.key, tenant_id=tenant.id, state=State.SKIPPED, why=why)
-
-
-def _stop_or_tell(
-    stopping: threading.Event,
-    on_portion: Callable[[str, int, int], object] | None,
-    key: str,
-    done: int,
-    total: int,
-) -> None:
-    if stopping.is_set():
-        raise Stopped("the run was stopped")
-    if on_portion is not None:
-        on_portion(key, done, total)
 
 
 def _why_held(brake: Brake) -> str:

@@ -18,7 +18,7 @@ __all__ = ["Collaborators", "client_of", "reconciler_of"]
 
 
 class Collaborators(Protocol):
-    """Whose parts `Reconciler.of` takes: `TenantSync` has them."""
+    """Whose parts `reconciler_of` takes: `TenantSync` has them."""
 
     @property
     def settings(self) -> Settings:
@@ -47,6 +47,7 @@ def reconciler_of(
     lists: Lists | None = None,
     prepare: Callable[[], object] | None = None,
     observer: Callable[[TenantReport], object] | None = None,
+    changed: Callable[[str, str], object] | None = None,
 ) -> Reconciler:
     """Return what reconciles the tenants of a configuration. Nothing is opened yet.
 
@@ -55,6 +56,7 @@ def reconciler_of(
         lists: Where the lists come from; None makes a client, which `close` of the result closes.
         prepare: Makes the control database where it is missing.
         observer: Told of each tenant when it is done.
+        changed: As for `Reconciler`.
 
     Raises:
         ConfigError: `[authvital]` has no client_id or no client_secret.
@@ -75,6 +77,7 @@ def reconciler_of(
         max_removal=settings.reconcile.max_removal,
         shared=isolation.strategy == "single",
         observer=observer,
+        changed=changed,
     )
 
 

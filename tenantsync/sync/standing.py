@@ -48,9 +48,8 @@ def loses(before: _State, after: _State, tenant_id: str) -> bool:
 def is_missing(person: Person, tenant_id: str, *, previous: int, shared: bool) -> bool:
     """Whether a person who is not in a tenant's list has left it: they missed the one before too.
 
-    Who was in the list before has a membership clock of its time. So an older clock says that they
-    were not, and that nothing newer was heard of them. Where nothing was ever said of a
-    membership, nothing at all may be newer.
+    Whoever was in the list before has a clock of its time. So if every clock is older, they were
+    not, and nothing was heard of them since, of whatever kind.
 
     Args:
         person: What is known of them.
@@ -59,14 +58,13 @@ def is_missing(person: Person, tenant_id: str, *, previous: int, shared: bool) -
         shared: Whether other tenants' people are in the same place. Then nobody is taken for this
             tenant's of whom it was never said.
     """
-    horizon = f"{previous:013d}"
-    clock = person.clocks.get("membership")
-    if clock is not None:
-        values = person.values
-        is_ours = values["tenant_id"] == tenant_id and values["membership_status"] != "left"
-        return is_ours and clock < horizon
     newest = max(person.clocks.values(), default="")
-    return not shared and newest < horizon and person.created < previous
+    if newest >= f"{previous:013d}" or person.created >= previous:
+        return False
+    if "membership" not in person.clocks:
+        return not shared
+    values = person.values
+    return bool(values["tenant_id"] == tenant_id and values["membership_status"] != "left")
 
 
 def _role_of(state: _State) -> str | None:

@@ -128,7 +128,9 @@ class SystemEventHandler:
             course = await asyncio.to_thread(self._plan, event)
             outcome = course.outcome
             if course.park:
-                return await self.handler.park(event, door=door, body=body, reason=_PROVISIONING)
+                return await self.handler.park(
+                    event, door=door, body=body, reason=_PROVISIONING, known=False, announced=True
+                )
             if course.hand_on:
                 handed = await self.handler.handle(event, door=door, body=body)
                 outcome = _both(handed, outcome)
@@ -146,7 +148,9 @@ class SystemEventHandler:
             course = self._plan(event)
             outcome = course.outcome
             if course.park:
-                return self.handler.park_blocking(event, door=door, body=body, reason=_PROVISIONING)
+                return self.handler.park_blocking(
+                    event, door=door, body=body, reason=_PROVISIONING, known=False, announced=True
+                )
             if course.hand_on:
                 handed = self.handler.handle_blocking(event, door=door, body=body)
                 outcome = _both(handed, outcome)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from tenantsync.errors import TenantUnavailable
+from tenantsync.sync.futures import NO_THREAD, begun
 
 __all__ = ["FairThreads"]
 
@@ -18,6 +19,7 @@ _T = TypeVar("_T")
 class _Job(Generic[_T]):
     function: Callable[[], _T]
     answer: "Future[_T]"
+    taken: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +59,8 @@ class FairThreads:
             function: What to call.
 
         Raises:
-            TenantUnavailable: Too many wait for this tenant, or it is closed.
+            TenantUnavailable: Too many wait for this tenant, no thread is to be had, or it is
+                closed.
         """
         job = _Job(function, Future())
         with self._lock:
@@ -65,8 +68,12 @@ class FairThreads:
                 raise TenantUnavailable("the application is stopping")
             queue = self._queues.setdefault(tenant, _Queue())
             if queue.running < self._share:
+                if begun(self._pool, self._run, tenant, queue, job) is None:
+                    job.taken = True
+                    if not queue.running:
+                        del self._queues[tenant]
+                    raise TenantUnavailable(NO_THREAD)
                 queue.running += 1
-                self._pool.submit(self._run, tenant, queue, job)
             elif len(queue.waiting) < self._max_waiting:
                 queue.waiting.append(job)
             else:
@@ -88,15 +95,29 @@ class FairThreads:
         self._pool.shutdown(wait=True)
 
     def _run(self, tenant: Hashable, queue: _Queue, job: _Job[Any]) -> None:
-        _answer(job)
         with self._lock:
-            if queue.waiting:
-                # At the end of the pool's queue, so that other tenants get their turn before.
-                self._pool.submit(self._run, tenant, queue, queue.waiting.popleft())
-                return
-            queue.running -= 1
-            if not queue.running:
-                del self._queues[tenant]
+            if job.taken:
+                return  # called off, or taken by who could not have another thread for it
+            job.taken = True
+        following: _Job[Any] | None = job
+        while following is not None:
+            _answer(following)
+            following = self._pass_on(tenant, queue)
+
+    def _pass_on(self, tenant: Hashable, queue: _Queue) -> _Job[Any] | None:
+        """Return the job that this thread has to take itself, where there is no other one."""
+        with self._lock:
+            if not queue.waiting:
+                queue.running -= 1
+                if not queue.running:
+                    del self._queues[tenant]
+                return None
+            job = queue.waiting.popleft()
+            # At the end of the pool's queue, so that other tenants get their turn before.
+            if begun(self._pool, self._run, tenant, queue, job) is not None:
+                return None
+            job.taken = True
+            return job
 
 
 def _answer(job: _Job[Any]) -> None:

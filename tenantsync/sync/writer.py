@@ -24,7 +24,7 @@ from tenantsync.sync.apart import ApartLane, ApartLanes
 from tenantsync.sync.apply import Work
 from tenantsync.sync.batch import Applier, Result
 from tenantsync.sync.breaker import Admission, Breakers
-from tenantsync.sync.futures import answer_all
+from tenantsync.sync.futures import NO_THREAD, answer_all, begun
 from tenantsync.sync.hooks import Hooks
 from tenantsync.sync.jobs import (
     Answers,
@@ -55,9 +55,10 @@ _SLOW: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """What waits for one writer."""
+    """What waits for one writer, and whether one was asked for that has not come yet."""
 
     jobs: deque[Job] = field(default_factory=deque)
+    due: bool = True
 
 
 class Writer:
@@ -165,7 +166,10 @@ class Writer:
             if self._closed:
                 return [stopping()] * len(events)
             for job in jobs:
-                self._queue_apart(job)
+                try:
+                    self._queue_apart(job)
+                except TenantSyncError as error:
+                    answer_all([(job.answer, error)])
         return [result_of(job.answer) for job in jobs]
 
     def close(self) -> None:
@@ -206,10 +210,15 @@ class Writer:
                 )
             lane.jobs.append(job)
             return
-        lane = self._lanes[key] = _Lane(deque([job]))
+        lane = _Lane(deque([job]))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tenantsync")
-        self._pool.submit(self._drain, key, lane)
+        if begun(self._pool, self._drain, key, lane) is None:
+            lane.due = False
+            if not self._lanes:
+                self._pool = None  # without a thread, nobody ever looks into its queue
+            raise TenantUnavailable(NO_THREAD)
+        self._lanes[key] = lane
 
     def _admit_apart(self, job: Job) -> None:
         """Queue a job in its place's own lane, if there is room and the breaker lets it."""
@@ -227,17 +236,22 @@ class Writer:
     def _queue_apart(self, job: Job) -> None:
         job.since = self._clock()
         lane = self._apart.get(job.placement)
-        if lane is None:
-            self._apart.open(job.placement, job)
-        else:
+        if lane is not None:
             lane.jobs.append(job)
+        elif not self._apart.open(job.placement, job):
+            self.breakers.abandoned(job.placement)
+            raise TenantUnavailable(NO_THREAD)
 
-    def _start_turn(self, lane: ApartLane[Job]) -> None:
+    def _start_turn(self, lane: ApartLane[Job]) -> bool:
         if self._pool_apart is None:
             self._pool_apart = ThreadPoolExecutor(
                 self._threads_apart, thread_name_prefix="tenantsync-apart"
             )
-        self._pool_apart.submit(self._turn, lane)
+        if begun(self._pool_apart, self._turn, lane) is not None:
+            return True
+        if not len(self._apart):
+            self._pool_apart = None  # it has no thread either
+        return False
 
     def _take_shared(self, lane: _Lane) -> tuple[list[Job], Answers]:
         """Return the next batch, and who is refused; who is apart by now goes there."""
@@ -278,6 +292,10 @@ class Writer:
 
     def _drain(self, key: Hashable, lane: _Lane) -> None:
         """Write until nothing waits, giving way to other lanes after each transaction."""
+        with self._lock:
+            if not lane.due:
+                return  # called off: no thread could be had when it was wanted
+            lane.due = False
         while True:
             with self._lock:
                 if not lane.jobs:
@@ -287,12 +305,16 @@ class Writer:
                     return
                 jobs, refused = self._take_shared(lane)
             answer_all(refused)
-            if jobs:
-                self._write_shared(jobs)
+            try:
+                if jobs:
+                    self._write_shared(jobs)
+            except BaseException as error:  # no sender may wait for ever
+                answer_all((job.answer, broken(error)) for job in jobs)
             with self._lock:
                 if len(self._lanes) > self._threads and self._pool is not None:
-                    self._pool.submit(self._drain, key, lane)
-                    return
+                    lane.due = begun(self._pool, self._drain, key, lane) is not None
+                    if lane.due:
+                        return
 
     def _write_shared(self, jobs: Sequence[Job]) -> None:
         reach(Step.TAKEN)
@@ -342,20 +364,31 @@ class Writer:
         return refused
 
     def _turn(self, lane: ApartLane[Job]) -> None:
-        """Write one batch of a place that is apart."""
+        """Write one batch of a place that is apart, and more where there is no other thread."""
+        with self._lock:
+            if not lane.due:
+                return  # called off, or another thread was quicker
+            lane.due = False
+        following: ApartLane[Job] | None = lane
+        while following is not None:
+            following = self._take_turn(following)
+
+    def _take_turn(self, lane: ApartLane[Job]) -> ApartLane[Job] | None:
+        """Write one batch, and return the lane that this thread has to take after it."""
         recovered = False
+        with self._lock:
+            jobs, refused = self._take_apart(lane)
+        answer_all(refused)
         try:
-            with self._lock:
-                jobs, refused = self._take_apart(lane)
-            answer_all(refused)
-            if jobs:
-                recovered = self._write_apart(lane, jobs)
-        finally:
-            with self._lock:
-                self._apart.pass_on(lane)
-                self._lock.notify_all()
+            recovered = bool(jobs) and self._write_apart(lane, jobs)
+        except BaseException as error:  # no sender may wait for ever
+            answer_all((job.answer, broken(error)) for job in jobs)
+        with self._lock:
+            following = self._apart.pass_on(lane)
+            self._lock.notify_all()
         if recovered:
             self._tell(lane.place)
+        return following
 
     def _write_apart(self, lane: ApartLane[Job], jobs: Sequence[Job]) -> bool:
         """Write, answer, and return whether the place's breaker closed again."""

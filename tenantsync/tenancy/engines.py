@@ -3,6 +3,8 @@
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import quote
@@ -21,6 +23,7 @@ __all__ = [
     "BoundedConnection",
     "EngineFactory",
     "ServerSilent",
+    "answering",
     "connect_arguments",
     "make_engine",
     "watch_file",
@@ -33,6 +36,7 @@ _NAME: Final = "tenantsync"
 _FILE: Final = "tenantsync_file"
 _THRESHOLD: Final = "prepare_threshold"
 _TICK: Final = 0.1  # the driver looks up that often while it waits
+_KEPT: Final = {"synchronous": (2,), "foreign_keys": (1,)}  # 2 is FULL
 _T = TypeVar("_T")
 
 
@@ -75,6 +79,27 @@ class BoundedConnection(psycopg.Connection[Any]):
         except StopIteration as done:
             value: _T = done.value
             return value
+
+
+@contextmanager
+def answering(connection: Connection, timeout: float | None) -> Iterator[None]:
+    """Bound how long each statement of a connection may stay without an answer, for a while.
+
+    A connection that is not of `make_engine` is left as it is.
+
+    Args:
+        connection: The connection.
+        timeout: Seconds; None for as long as it takes.
+    """
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, BoundedConnection):
+        yield
+        return
+    before, driver.answer_timeout = driver.answer_timeout, timeout
+    try:
+        yield
+    finally:
+        driver.answer_timeout = before
 
 
 class EngineFactory(Protocol):
@@ -264,23 +289,41 @@ def _open_file(path: str | None, timeout: float, *, create: bool) -> sqlite3.Con
             check_same_thread=False,
             isolation_level=None,
         )
-    _use_log(connection, timeout)
-    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
+    return _settled(connection, timeout)
+
+
+def _settled(connection: sqlite3.Connection, timeout: float) -> sqlite3.Connection:
+    try:
+        log = _use_log(connection, timeout)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+        _prove(connection, log)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _use_log(connection: sqlite3.Connection, timeout: float) -> None:
+def _prove(connection: sqlite3.Connection, log: str) -> None:
+    # SQLite takes what it cannot do for a question, and answers with what it does instead.
+    kept = [connection.execute(f"PRAGMA {name}").fetchone() for name in _KEPT]
+    if log not in ("wal", "memory") or kept != list(_KEPT.values()):
+        raise TenantUnavailable(
+            f"SQLite does not keep this file as safely as it was told to (journal_mode {log}, "
+            f"synchronous {kept[0][0]}, foreign_keys {kept[1][0]}): put it on a local disk"
+        )
+
+
+def _use_log(connection: sqlite3.Connection, timeout: float) -> str:
     # Of several that turn the log of a fresh file on, SQLite refuses all but one at once, without
     # heeding the timeout.
     deadline = time.monotonic() + timeout
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=WAL").close()
+            ((mode,),) = connection.execute("PRAGMA journal_mode=WAL").fetchall()
         except sqlite3.Error as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                connection.close()
                 raise
             time.sleep(0.01)
         else:
-            return
+            return str(mode)

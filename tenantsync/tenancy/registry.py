@@ -17,7 +17,7 @@ from typing import Self
 from sqlalchemy import Connection, Engine, QueuePool
 
 from tenantsync.errors import TenantUnavailable
-from tenantsync.tenancy.engines import BoundedConnection, EngineFactory, make_engine
+from tenantsync.tenancy.engines import EngineFactory, answering, make_engine
 from tenantsync.tenants import Placement
 
 __all__ = ["EngineRegistry", "NoConnection"]
@@ -135,7 +135,7 @@ class EngineRegistry:
         try:
             with (
                 held.engine.connect() as connection,
-                _answering(connection, answer_timeout),
+                answering(connection, answer_timeout),
                 _rolled_back(connection),
             ):
                 yield connection
@@ -209,19 +209,6 @@ class EngineRegistry:
             if held.leases == 0 and self._closed:
                 self._dispose(next(key for key, other in self._held.items() if other is held))
             self._changed.notify_all()
-
-
-@contextmanager
-def _answering(connection: Connection, timeout: float | None) -> Iterator[None]:
-    driver = connection.connection.driver_connection
-    if timeout is None or not isinstance(driver, BoundedConnection):
-        yield
-        return
-    driver.answer_timeout = timeout
-    try:
-        yield
-    finally:
-        driver.answer_timeout = None
 
 
 @contextmanager

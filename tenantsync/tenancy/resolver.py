@@ -5,11 +5,13 @@ a source that raises is answered with what was last known, or with TenantUnavail
 """
 
 import asyncio
+import contextvars
 import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol, cast, runtime_checkable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 from cachetools import LRUCache, TTLCache
 
@@ -33,6 +35,11 @@ __all__ = [
 ]
 
 _REMEMBERED: Final = 20_000
+_THREADS: Final = 8
+_MOST_ASKING: Final = 256
+"""Look-ups of a blocking source that may be under way at once."""
+_SLOW_FOR: Final = 5.0
+"""Seconds after a look-up took too long, in which nobody waits who is known from before."""
 
 
 class TenantHalfMade(TenantUnavailable):
@@ -114,6 +121,8 @@ class TenantResolver:
         source: Where tenants come from.
         ttl: Seconds that a tenant is remembered.
         negative_ttl: Seconds that it is remembered that there is no such tenant.
+        patience: Seconds that `resolve` waits for the source where it knows nothing of the tenant.
+        hurry: Seconds that it waits for news of a tenant that it knows from before.
         clock: Monotonic seconds.
     """
 
@@ -123,9 +132,17 @@ class TenantResolver:
         *,
         ttl: float = 30.0,
         negative_ttl: float = 5.0,
+        patience: float = 10.0,
+        hurry: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
+        self._patience = patience
+        self._hurry = hurry
+        self._clock = clock
+        self._slow_until = clock()
+        self._asking = 0
+        self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._known: TTLCache[str, Tenant] = TTLCache(_REMEMBERED, ttl, timer=clock)
         self._missing: TTLCache[str, None] = TTLCache(_REMEMBERED, negative_ttl, timer=clock)
@@ -150,7 +167,9 @@ class TenantResolver:
         return None if tenant is None else _in_service(tenant)
 
     async def resolve(self, tenant_id: str | None) -> Tenant:
-        """Return the tenant. A blocking source is asked in a thread.
+        """Return the tenant. A blocking source is asked in a thread, which is none of the loop's.
+
+        A source that does not answer in time counts as one that cannot say.
 
         Raises:
             UnknownTenant: No source knows it.
@@ -162,11 +181,20 @@ class TenantResolver:
             return tenant
         wanted = cast("str", tenant_id)
         before = self._forgotten
+        known = self._last_known.get(wanted) is not None
+        if known and self._clock() < self._slow_until:
+            return self._fall_back(wanted, TimeoutError())
         try:
-            found = await asyncio.to_thread(self._source.find, wanted)
-            if inspect.isawaitable(found):
-                found = await found
+            async with asyncio.timeout(self._hurry if known else self._patience) as limit:
+                # Shielded: what a thread has begun goes on, and is counted until it ends.
+                found = await asyncio.shield(asyncio.wrap_future(self._asked(wanted)))
+                if inspect.isawaitable(found):
+                    found = await found
             _check(found)
+        except TimeoutError as error:
+            if known and limit.expired():
+                self._slow_until = self._clock() + _SLOW_FOR
+            return self._fall_back(wanted, error)
         except Exception as error:  # whatever a source raises means "cannot say"
             return self._fall_back(wanted, error)
         return self._remember(wanted, found, before)
@@ -207,8 +235,33 @@ class TenantResolver:
         """Look a tenant up anew from now on; what was last known stays for outages."""
         with self._lock:
             self._forgotten += 1
+            self._slow_until = self._clock()
             self._known.pop(tenant_id, None)
             self._missing.pop(tenant_id, None)
+
+    def _asked(self, tenant_id: str) -> "Future[Any]":
+        """Have the source asked on a thread of ours: one that hangs takes none of the loop's."""
+
+        def ask() -> object:
+            try:
+                return self._source.find(tenant_id)
+            finally:
+                with self._lock:
+                    self._asking -= 1
+
+        context = contextvars.copy_context()
+        with self._lock:
+            if self._asking >= _MOST_ASKING:
+                raise TenantUnavailable(f"{_MOST_ASKING} look-ups are under way already")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tenantsync-tenants")
+            try:
+                future = self._pool.submit(context.run, ask)
+            except RuntimeError:  # no thread can be started: nobody may ever look into its queue
+                self._pool = None
+                raise
+            self._asking += 1
+            return future
 
     def _find_blocking(self, tenant_id: str) -> Tenant | None:
         found = self._source.find(tenant_id)

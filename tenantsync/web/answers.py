@@ -55,12 +55,17 @@ def answer_outcome(outcome: Outcome, *, reason: str | None = None) -> Answer:
     return Answer(202 if outcome is Outcome.PARKED else 200, body)
 
 
-def answer_quarantined(error: Malformed) -> Answer:
-    """Return the answer to an authentic body that is no event and was kept: which field is odd."""
+def answer_quarantined(error: Malformed, outcome: Outcome = Outcome.PARKED) -> Answer:
+    """Return the answer to an authentic body that is no event: which field is odd.
+
+    Args:
+        error: What is wrong with it.
+        outcome: What became of it: `PARKED` if it was kept, `IGNORED` if there was no room.
+    """
     return Answer(
         202,
         {
-            "outcome": Outcome.PARKED.value,
+            "outcome": outcome.value,
             "reason": "malformed",
             "field": error.field,
             "detail": error.reason,

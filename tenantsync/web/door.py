@@ -166,8 +166,8 @@ class Door(ABC, Generic[V]):
     def _accepted(self, outcome: Outcome) -> Answer:
         return answer_outcome(outcome)
 
-    def _quarantined(self, error: Malformed) -> Answer:
-        return answer_quarantined(error)
+    def _quarantined(self, error: Malformed, outcome: Outcome) -> Answer:
+        return answer_quarantined(error, outcome)
 
     def _failed(self, error: TenantSyncError) -> Answer:
         return answer_error(error)
@@ -226,7 +226,7 @@ class Door(ABC, Generic[V]):
     def _done(self, errand: Errand, outcome: Outcome) -> Answer:
         reach(Step.ANSWERED)
         if errand.malformed is not None:
-            return self._quarantined(errand.malformed)
+            return self._quarantined(errand.malformed, outcome)
         return self._accepted(outcome)
 
     def _gave_up(self, errand: Errand, error: TenantSyncError, started: float) -> Answer:

@@ -135,7 +135,7 @@ class PubSubRouter(Door[None]):
     def _accepted(self, outcome: Outcome) -> Answer:
         return ACKNOWLEDGED
 
-    def _quarantined(self, error: Malformed) -> Answer:
+    def _quarantined(self, error: Malformed, outcome: Outcome) -> Answer:
         return ACKNOWLEDGED
 
     def _failed(self, error: TenantSyncError) -> Answer:

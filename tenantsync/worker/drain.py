@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from tenantsync.control.database import ControlUnavailable
 from tenantsync.control.inbox import Entry, Inbox, Lane, LeaseLost, Settlement, State
@@ -58,6 +58,7 @@ class _Visit:
         proven: Whether the tenant took an event a moment ago.
         asked_anew: Whether the tenant was looked up without what is remembered.
         provisioned: Whether the tenant was made just now.
+        found: Whether there is such a tenant, for certain; None leaves that open.
     """
 
     lane: Lane
@@ -66,6 +67,7 @@ class _Visit:
     proven: bool = False
     asked_anew: bool = False
     provisioned: bool = False
+    found: Literal[True] | None = None
 
 
 class Drainer:
@@ -156,7 +158,7 @@ class Drainer:
             entries = self._take(visit)
             if not entries:
                 # What is left is not due yet.
-                self._inbox.release(lane)
+                self._inbox.release(lane, known=visit.found)
                 return
             trouble = self._apply(visit, entries)
             if trouble is not None and not self._overcome(visit, trouble):
@@ -166,7 +168,7 @@ class Drainer:
             turn_over = portions >= self._portions or now - started >= self._patience
             if turn_over or self.stopping.is_set():
                 drained.unfinished += 1
-                self._inbox.release(lane)
+                self._inbox.release(lane, known=visit.found)
                 return
             if now - renewed >= self._lease / 4:
                 self._inbox.renew(lane, lease=self._lease)
@@ -209,6 +211,8 @@ class Drainer:
                     settlements.append(settlement)
                 elif isinstance(result, TenantSyncError):
                     trouble = result
+            if any(_finds(result) for result in results):
+                visit.found = True
             # What is ignored says nothing of the tenant's database.
             touched = any(result is not Outcome.IGNORED for result in results)
         if settlements:
@@ -265,7 +269,7 @@ class Drainer:
         lane, drained = visit.lane, visit.drained
         drained.error = type(trouble).__name__
         if not isinstance(trouble, UnknownTenant | TenantSuspended | TenantHalfMade):
-            self._give_up(lane, drained, drained.error, _sentence(trouble))
+            self._give_up(lane, drained, drained.error, _sentence(trouble), known=visit.found)
             return False
         if not visit.asked_anew:
             # Whoever registered or resumed it may have done so a moment ago, in another process.
@@ -274,10 +278,13 @@ class Drainer:
             return True
         if isinstance(trouble, TenantSuspended):
             retry_in = _LONGEST if lane.attempts >= _LOOKED_UP else None
-            self._give_up(lane, drained, drained.error, _sentence(trouble), retry_in)
+            self._give_up(
+                lane, drained, drained.error, _sentence(trouble), retry_in, known=visit.found
+            )
             return False
         if visit.provisioned:
-            self._give_up(lane, drained, drained.error, "the tenant was made, but is not yet found")
+            sentence = "the tenant was made, but is not yet found"
+            self._give_up(lane, drained, drained.error, sentence, known=True)
             return False
         # Half made, too: whoever was killed while it made the tenant held this lane, and so nobody
         # is at it now; what was begun is finished.
@@ -288,10 +295,14 @@ class Drainer:
                 raise
             except TenantSyncError as error:
                 retry_in = getattr(error, "retry_in", None)
-                self._give_up(lane, drained, type(error).__name__, _sentence(error), retry_in)
+                # Strange until it is made: else whoever may announce tenants had no bound.
+                self._give_up(
+                    *(lane, drained, type(error).__name__, _sentence(error), retry_in),
+                    known=False,
+                )
                 return False
             drained.provisioned += 1
-            visit.provisioned = True
+            visit.provisioned = visit.found = True
             self._handler.forget(lane.tenant_id)
             return True
         if isinstance(trouble, TenantHalfMade):
@@ -325,17 +336,24 @@ class Drainer:
         name: str,
         sentence: str,
         retry_in: float | None = None,
+        *,
+        known: bool | None = None,
     ) -> None:
-        """Give the lane back, to be tried again after a while."""
+        """Give the lane back, to be tried again after a while, also if nobody knows the tenant."""
         if retry_in is None:
             retry_in = backoff(lane.attempts + 1, longest=_LONGEST, jitter=self._jitter)
         drained.error = name
         drained.failed += 1
-        self._inbox.release(lane, retry_in=retry_in, error=sentence)
+        self._inbox.release(lane, retry_in=retry_in, error=sentence, known=known, announced=True)
 
 
 class _Alone(TenantUnavailable):
     """The tenant's database took other events, but not this one, for reasons that pass."""
+
+
+def _finds(result: Result) -> bool:
+    """Whether there is a tenant, to be told so; a database out of reach may be its source's."""
+    return isinstance(result, Outcome | TenantSuspended) or result.blames_event
 
 
 def _read(entry: Entry, lane: Lane) -> Event | Settlement:

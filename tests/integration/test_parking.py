@@ -2,18 +2,19 @@
 
 import asyncio
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from guarding import ask, body_of, connected, ledger, make, people
 
 from tenantsync.control.database import ControlDatabase, ControlUnavailable
-from tenantsync.control.inbox import Inbox, State
-from tenantsync.errors import Malformed, TenantNotMigrated, UnknownTenant
+from tenantsync.control.inbox import Arrival, Inbox, State
+from tenantsync.errors import ConfigError, Malformed, TenantNotMigrated, UnknownTenant
 from tenantsync.events import encode, parse
 from tenantsync.migrate.control import upgrade_control
 from tenantsync.observe import Outcome
 from tenantsync.sync.handler import IdentitySyncHandler
-from tenantsync.sync.parking import Parking
+from tenantsync.sync.parking import Parking, _Job
 from tenantsync.tenancy.resolver import ListedTenants, TenantResolver
 from tenantsync.tenants import Tenant
 
@@ -396,3 +397,123 @@ def test_a_closed_parking_takes_nothing(inbox):
         pytest.raises(ControlUnavailable, match="stopping"),
     ):
         handler.handle_blocking(make("member.joined"))
+
+
+@pytest.mark.parametrize("error", [ConfigError("no client"), LookupError("oops"), SystemExit(1)])
+def test_a_signal_that_fails_keeps_no_later_event_waiting(handle, parking, migrated_place, error):
+    """Telling workers is a kindness: whatever it raises, the next sender has an answer."""
+
+    def publish(tenant_ids):
+        raise error
+
+    parking._parked = publish
+    hide(migrated_place)
+    with ThreadPoolExecutor(1) as senders:
+        for number in range(3):
+            event = make("member.joined", id=f"e{number}")
+            assert senders.submit(handle, event).result(30) is Outcome.PARKED
+
+
+def test_without_a_thread_there_is_an_answer_and_later_there_is_one_again(
+    handle, migrated_place, inbox, monkeypatch
+):
+    """A process that may start no more threads refuses what it cannot store, and recovers."""
+    hide(migrated_place)
+    event = make("member.joined", id="one")
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(ControlUnavailable, match="no more threads"):
+                handle(event)
+    with ThreadPoolExecutor(1) as senders:
+        assert senders.submit(handle, event).result(30) is Outcome.PARKED
+
+    assert [entry.event_id for entry in inbox.list()] == ["one"]
+
+
+def test_a_control_database_that_cannot_be_made_now_is_made_later(migrated_place, tmp_path):
+    """One failure is no reason to give it up for good."""
+    hide(migrated_place)
+    attempts = []
+    with ControlDatabase(f"sqlite:///{tmp_path / 'control.db'}") as database:
+
+        def prepare():
+            attempts.append(len(attempts))
+            if len(attempts) == 1:
+                raise ControlUnavailable("the disk is full")
+            upgrade_control(database)
+
+        parking = Parking(Inbox(database), prepare=prepare)
+        with IdentitySyncHandler(migrated_place, parking=parking, observers=[]) as handler:
+            with pytest.raises(ControlUnavailable, match="disk is full"):
+                handler.handle_blocking(make("member.joined", id="one"))
+            assert handler.handle_blocking(make("member.joined", id="one")) is Outcome.PARKED
+        parking.close()
+
+    assert attempts == [0, 1]
+
+
+def test_a_control_database_that_was_there_is_never_made_anew(migrated_place, tmp_path):
+    """A disk that is not mounted any more must not be papered over by an empty file."""
+    hide(migrated_place)
+    file = tmp_path / "control.db"
+    with ControlDatabase(f"sqlite:///{file}") as database:
+        upgrade_control(database)
+        parking = Parking(Inbox(database), prepare=lambda: upgrade_control(database))
+        with IdentitySyncHandler(migrated_place, parking=parking, observers=[]) as handler:
+            assert handler.handle_blocking(make("member.joined")) is Outcome.PARKED
+            database.close()
+            file.rename(tmp_path / "elsewhere.db")
+            with pytest.raises(ControlUnavailable):
+                handler.handle_blocking(make("member.joined"))
+        parking.close()
+
+    assert not file.exists()
+
+
+def test_who_waits_for_long_hears_of_the_first_failure(control):
+    """Each attempt may take seconds: the last of a long queue is not made to sit through all."""
+    now, begun, gate = [0.0], threading.Event(), threading.Event()
+    sizes = []
+
+    class Silent(Inbox):
+        def park(self, arrivals):
+            sizes.append(len(arrivals))
+            begun.set()
+            assert gate.wait(30)
+            now[0] += 6.0
+            raise ControlUnavailable("no answer")
+
+    parking = Parking(Silent(control), clock=lambda: now[0])
+    with ThreadPoolExecutor(1) as senders:
+        first = senders.submit(parking.park_blocking, arrival("e0"))
+        assert begun.wait(30)
+        jobs = [_Job(arrival(f"e{number}"), True, Future(), now[0]) for number in range(1, 300)]
+        for job in jobs:
+            parking._submit(job)
+        gate.set()
+        for answer in (first, *(job.answer for job in jobs)):
+            with pytest.raises(ControlUnavailable, match="no answer"):
+                answer.result(30)
+    parking.close()
+
+    assert sizes == [1]
+
+
+def arrival(event_id):
+    """Return an event on its way into the inbox."""
+    return Arrival(
+        tenant_id="acme",
+        event_id=event_id,
+        type="member.joined",
+        subject="ann",
+        timestamp=1_793_000_400_000,
+        body=b"{}",
+        signed_at=None,
+        door="direct",
+        reason="TenantUnavailable",
+    )

@@ -284,6 +284,25 @@ def test_who_joined_since_the_first_list_stays(house, provider, acme):
     assert people(house, acme)[eve] == "active"
 
 
+def test_who_is_heard_of_while_a_list_is_taken_has_not_left(house, provider, acme):
+    """They came back in silence, and the first event about them comes just before they leave."""
+    owner, ann = crowd(provider, acme, 2)
+    house.reconcile()
+    provider.do.remove_quietly(acme, ann)
+    house.reconcile()
+
+    def meanwhile(*_):
+        if provider.emulator.state.membership(acme, ann) is None:
+            provider.do.add_member(acme, ann, silent=True)
+            provider.do.grant_access(acme, ann, provider.ours.id)
+            house.deliver(provider.emulator.outbox.take())
+
+    (told,) = house.reconcile(on_portion=meanwhile).tenants
+
+    assert (told.state, told.removed) == (State.DONE, 0)
+    assert people(house, acme) == {owner: "active", ann: "active"}
+
+
 def test_access_without_a_membership_ends_with_the_second_list(house, provider, acme):
     """A grant stands in for a membership of which nothing was said; the lists say something."""
     owner, ann = crowd(provider, acme, 2)
@@ -593,8 +612,8 @@ def test_a_provider_that_fails_for_everybody_is_not_asked_for_everybody(tmp_path
 
 
 def test_a_hook_that_fails_keeps_nobody_else_in(house, provider, acme):
-    """The tenant failed and is done again; those whose hook is content have left already."""
-    everyone = crowd(provider, acme, 4)
+    """The tenant failed and is done again; those whose hook is content leave, also later ones."""
+    everyone = crowd(provider, acme, 5)
     house.reconcile()
     for sub in everyone[:2]:
         provider.do.remove_quietly(acme, sub)
@@ -606,15 +625,20 @@ def test_a_hook_that_fails_keeps_nobody_else_in(house, provider, acme):
         if event.sub in failing:
             raise RuntimeError("no")
 
-    snapshot = house.reconciliations.previous(acme)
     (first,) = house.reconcile().tenants
-    assert first.state is State.FAILED
-    assert house.reconciliations.previous(acme) == snapshot
-    assert [people(house, acme)[sub] for sub in everyone] == ["active", "left", "active", "active"]
-    failing.clear()
-    (second,) = house.reconcile().tenants
+    assert (first.state, first.removed, first.unchanged) == (State.FAILED, 1, 3)
+    assert "hook" in first.why
+    assert first.snapshot == house.reconciliations.previous(acme)
+    status = people(house, acme)
+    assert [status[sub] for sub in everyone] == ["active", "left", "active", "active", "active"]
+    provider.do.remove_quietly(acme, everyone[2])
+    later = [house.reconcile().tenants[0] for _ in range(2)]
 
-    assert (second.state, second.removed) == (State.DONE, 1)
+    assert [(each.state, each.removed) for each in later] == [(State.FAILED, 0), (State.FAILED, 1)]
+    assert people(house, acme)[everyone[2]] == "left"
+    failing.clear()
+    (last,) = house.reconcile().tenants
+    assert (last.state, last.removed) == (State.DONE, 1)
     assert people(house, acme)[everyone[0]] == "left"
 
 

@@ -1,12 +1,13 @@
 """The door for system webhooks over real HTTP: tenants announced, renamed, suspended, deleted."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import httpx2
 import pytest
@@ -19,9 +20,9 @@ from starlette.routing import Route
 
 from tenantsync.authvital.keys import KeyRing
 from tenantsync.authvital.signatures import SystemVerifier
-from tenantsync.control.inbox import State
+from tenantsync.control.inbox import Inbox, State
 from tenantsync.control.profiles import TenantProfiles
-from tenantsync.errors import TenantUnavailable
+from tenantsync.errors import TenantUnavailable, UnknownTenant
 from tenantsync.events import Dialect, Event, parse
 from tenantsync.migrate.control import upgrade_control
 from tenantsync.migrate.provision import Provisioner
@@ -69,7 +70,7 @@ def house(tmp_path, database_url, migrated_templates):
         each.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(authvital, house):
     """Serve the door, and give it with a function that sends an event."""
     keys = KeyRing(f"{authvital.url}/.well-known/jwks.json")
@@ -120,7 +121,7 @@ def test_an_allowed_tenant_waits_for_a_worker(authvital, house):
         assert door.send("tenant.created", **created("another")) == (200, {"outcome": "ignored"})
         assert door.house.parked() == [("tenant.created", "provisioning")]
         lane = door.house.inbox.claim("me")
-        assert (lane.tenant_id, lane.known) == (NEW, True)
+        assert (lane.tenant_id, lane.known) == (NEW, False)
 
 
 def test_a_tenant_that_is_there_is_not_made(authvital, house):
@@ -389,6 +390,29 @@ def test_what_is_authentic_but_no_system_event_is_kept(authvital, door):
     assert {entry.state for entry in door.house.inbox.list()} == {State.QUARANTINED}
 
 
+@both
+def test_what_is_unreadable_and_beyond_the_bound_is_not_said_to_be_kept(authvital, door):
+    """202 nevertheless: no answer may punish the provider. Strangers do not take the room."""
+    body = body_of("tenant.updated", tenant_id=7)
+    headers = signed(authvital, body).headers
+    expected = {"reason": "malformed", "field": "data.tenant_id", "detail": ANY}
+    inside = door.house
+
+    inside.parking.inbox = Inbox(inside.control, max_unknown_bytes=0, max_nameless_bytes=0)
+    assert door.post(body, headers) == (202, {"outcome": "ignored", **expected})
+    assert inside.inbox.list() == []
+    assert inside.reasons() == ["inbox_full"]
+
+    inside.parking.inbox = Inbox(inside.control, max_unknown_bytes=0)
+    assert door.post(body, headers) == (202, {"outcome": "parked", **expected})
+    (kept,) = inside.inbox.list()
+    assert inside.inbox.show(kept.number).body == body
+
+    # An operator does not want it, and it comes again: it is not kept either.
+    inside.inbox.discard()
+    assert door.post(body, headers) == (202, {"outcome": "ignored", **expected})
+
+
 def test_only_a_signature_of_this_channel_opens_the_door(authvital, door):
     """Not one over other bytes, not one of the other channel, none at all."""
     body = body_of("tenant.deleted", tenant_id=ACME)
@@ -512,6 +536,49 @@ def test_parked_events_of_a_tenant_are_applied_once_it_is_made(authvital, house,
         assert people(inside.isolation.place(key_of(NEW))) == ["ann", "early"]
         assert inside.parked() == []
         assert inside.directory.find(NEW).key == key_of(NEW)
+
+
+@both
+def test_an_announced_tenant_is_bounded_until_it_is_made(authvital, house):
+    """Whoever may announce tenants fills no disk while they wait for their turn."""
+    with opened(authvital, house("always")) as door:
+        inside = door.house
+        inside.parking.inbox = Inbox(inside.control, max_unknown_events=5)
+
+        def drain(max_per_hour):
+            provisioner = Provisioner(inside.directory, inside.isolation)
+            drainer = Drainer(
+                inside.inbox,
+                inside.handler,
+                provisioning=TenantProvisioning(
+                    *(inside.policy, inside.profiles, provisioner.add),
+                    suspend=inside.suspend,
+                    max_per_hour=max_per_hour,
+                ),
+                owner="test",
+            )
+            lane = drainer.claim(NEW)
+            return drainer.drain(lane)
+
+        def arrive(number):
+            for index in range(number):
+                with contextlib.suppress(UnknownTenant):
+                    event = make("member.joined", sub=f"p{index}", tenant=NEW)
+                    inside.handler.handle_blocking(event)
+            return inside.inbox.totals().parked
+
+        assert door.send("tenant.created", **created()) == (202, {"outcome": "parked"})
+        assert arrive(20) == 5
+        assert drain(max_per_hour=0).error == "ProvisioningDelayed"
+        assert arrive(20) == inside.inbox.totals().unknown == 5
+        (lane,) = inside.inbox.lanes()
+        assert lane.announced
+        assert "max_per_hour" in lane.error
+
+        drained = drain(max_per_hour=1)
+        assert (drained.provisioned, drained.settled.total()) == (1, 5)
+        assert inside.inbox.lanes() == []
+        assert inside.inbox.totals().unknown == 0
 
 
 def test_an_event_of_the_system_channel_is_what_the_handler_expects():

@@ -1,5 +1,6 @@
-"""The wheel carries what migrations need, and finds it where it is installed."""
+"""The wheel carries what migrations and pytest need, and finds it where it is installed."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def test_the_wheel_carries_the_migrations(wheel):
     assert "tenant_migrations/script.py.mako" in wanted
     assert "tenant_migrations/versions/0001_expand_mirror_tables.py" in wanted
     assert wanted | {"tenantsync/py.typed"} <= carried
+
+
+def test_the_wheel_carries_the_pytest_plugin(wheel):
+    """The module lies beside the package, and pytest is told of it."""
+    archive = zipfile.ZipFile(wheel)
+    assert archive.read("pytest_tenantsync.py") == (ROOT / "pytest_tenantsync.py").read_bytes()
+    (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+    told = configparser.ConfigParser()
+    told.read_string(archive.read(name).decode())
+
+    assert dict(told["pytest11"]) == {"pytest_tenantsync": "pytest_tenantsync"}
 
 
 def test_the_installed_wheel_migrates(wheel, tmp_path):

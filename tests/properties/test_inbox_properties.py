@@ -310,7 +310,7 @@ class InboxMachine(RuleBasedStateMachine):
         with self.control.write() as connection:
             connection.execute(
                 update(events)
-                .where(events.c.settled_at.is_not(None))
+                .where(events.c.settled_at.is_not(None), events.c.state != PARKED.value)
                 .values(settled_at=Later(-days * DAY))
             )
         self.prune(limit)
@@ -320,12 +320,12 @@ class InboxMachine(RuleBasedStateMachine):
 
     @rule(tenant_id=tenants)
     def prune_parked(self, tenant_id):
+        """What is parked, or was sent back, so long ago is given up, whenever it is due."""
         with self.control.write() as connection:
-            connection.execute(
-                update(events)
-                .where(events.c.tenant_id == tenant_id)
-                .values(received_at=Later(-31 * DAY), due_at=Later(-31 * DAY))
-            )
+            theirs = update(events).where(events.c.tenant_id == tenant_id)
+            connection.execute(theirs.values(received_at=Later(-31 * DAY)))
+            sent_back = events.c.settled_at.is_not(None), events.c.state == PARKED.value
+            connection.execute(theirs.where(*sent_back).values(settled_at=Later(-31 * DAY)))
         self.prune(100)
         for key, state in self.events.items():
             if key[0] == tenant_id and state is PARKED:

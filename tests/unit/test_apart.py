@@ -17,7 +17,7 @@ def turns() -> list[ApartLane[str]]:
 @pytest.fixture
 def lanes(turns: list[ApartLane[str]]) -> ApartLanes[str]:
     """Give lanes whose turns begin by standing in a list."""
-    return ApartLanes(turns.append)
+    return ApartLanes(lambda lane: not turns.append(lane))
 
 
 def end(lanes, lane):
@@ -88,3 +88,32 @@ def test_once_all_is_well_nothing_is_left(lanes, turns):
 
     assert len(lanes) == 0
     assert lanes._shares == {}
+
+
+def test_without_a_thread_nothing_is_left_behind():
+    """Whoever comes next finds no lane that nobody works for."""
+    lanes = ApartLanes(lambda lane: False)
+
+    assert not lanes.open(PLACES[0], "job")
+    assert len(lanes) == 0
+    assert lanes._shares == {}
+
+
+def test_without_another_thread_the_one_there_is_takes_the_next_lane(turns):
+    """Its turn is over, so it has the time: the lane waits for no thread that never comes."""
+    free = [True, True, False]
+
+    def start(lane):
+        turns.append(lane)
+        return free.pop(0)
+
+    lanes = ApartLanes(start)
+    for place in PLACES[:3]:
+        assert lanes.open(place, "job")
+    turns[0].jobs.clear()
+
+    following = lanes.pass_on(turns[0])
+
+    assert following is lanes.get(PLACES[2])
+    assert not following.due
+    assert turns[1].due

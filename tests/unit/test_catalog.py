@@ -445,6 +445,35 @@ def test_one_asks_and_the_others_go_on(control, clock):
         assert asking.result().key == found.key == "acme"
 
 
+def test_in_an_outage_nobody_waits_for_who_asks(control, clock):
+    """That may take seconds, and whoever waits holds a thread; what it finds is seen afterwards."""
+    asked, answer = threading.Event(), threading.Event()
+
+    class Silent(Failing):
+        def news(self, since=None):
+            if self.asked:
+                asked.set()
+                assert answer.wait(10)
+            return super().news(since)
+
+    catalog = Silent(control)
+    catalog.down = ControlUnavailable("down")
+    directory = Directory(of_file("acme"), catalog, ISOLATION, clock=clock)
+    with pytest.raises(ControlUnavailable):
+        directory.find("nobody")
+    clock.now += 60
+    with ThreadPoolExecutor(2) as pool:
+        asking = pool.submit(directory.find, "nobody")
+        assert asked.wait(10)
+        with pytest.raises(ControlUnavailable):
+            pool.submit(directory.find, "somebody").result(5)
+        catalog.down = None
+        answer.set()
+
+        assert asking.result(10) is None
+    assert directory.find("somebody") is None
+
+
 def test_the_file_and_the_catalog_are_one_list(catalog, clock):
     """What the file has cannot be added; the control database's own place neither."""
     directory = Directory(of_file("acme"), catalog, ISOLATION, clock=clock)

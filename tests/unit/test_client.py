@@ -15,6 +15,7 @@ import pytest
 from tenantsync.authvital.client import (
     ApplicationMembership,
     IntegrationClient,
+    IntegrationForbidden,
     IntegrationNotFound,
     IntegrationRefused,
     IntegrationUnavailable,
@@ -527,7 +528,8 @@ def test_a_refusal_is_not_tried_again(provider, client, status):
     with pytest.raises(IntegrationRefused, match=f"status {status}") as caught:
         client.tenant_memberships(TENANT)
 
-    assert type(caught.value) is IntegrationRefused
+    kind = IntegrationForbidden if status == 403 else IntegrationRefused
+    assert type(caught.value) is kind
     assert len(provider.requests) == 2
 
 

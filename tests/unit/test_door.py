@@ -276,6 +276,22 @@ def test_what_is_kept_although_it_is_malformed_says_so(opened):
     assert asyncio.run(door.handle(b"malformed", {"x-proof": "good"})) == expected
 
 
+def test_what_is_malformed_and_not_kept_is_not_said_to_be(opened):
+    """202 all the same, since sending it again would not help: the answer says what is true."""
+    door = opened(outcome=Outcome.IGNORED)
+    expected = (
+        202,
+        {
+            "outcome": "ignored",
+            "reason": "malformed",
+            "field": "data.sub",
+            "detail": "is missing",
+        },
+    )
+    assert door.handle_blocking(b"malformed", {"x-proof": "good"}) == expected
+    assert asyncio.run(door.handle(b"malformed", {"x-proof": "good"})) == expected
+
+
 def test_what_is_malformed_and_cannot_be_kept_is_told_of_once(opened):
     """400 where there is no inbox, 503 where it does not answer; the observers hear of both."""
     for error, status in (

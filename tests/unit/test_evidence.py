@@ -295,7 +295,12 @@ def test_losing_is_to_have_had():
         pytest.param([event("member.joined", AT)], False, False, id="joined as it was taken"),
         pytest.param([event("member.joined", AT + 1)], False, False, id="joined since"),
         pytest.param([event("member.left", AT - 9)], False, False, id="left"),
-        pytest.param([JOINED, event("app_access.granted", AT + 1)], False, True, id="granted"),
+        pytest.param([JOINED, event("app_access.granted", AT)], False, False, id="granted since"),
+        pytest.param([JOINED, event("app_access.granted", AT - 1)], False, True, id="granted"),
+        pytest.param([JOINED, evidence().sighting()], False, False, id="only listed before"),
+        pytest.param(
+            [JOINED, event("subject.updated", AT, email="z@corp.test")], True, False, id="renamed"
+        ),
         pytest.param([GRANTED], False, True, id="never a member"),
         pytest.param([event("app_access.granted", AT)], False, False, id="heard of since"),
         pytest.param([event("subject.created", AT + 1)], False, False, id="created since"),
@@ -327,3 +332,29 @@ def test_a_departure_happens_once_for_a_list():
     }
     assert len(ids) == 4
     assert isinstance(person(one), Person)
+
+
+def test_a_sighting_says_nothing_but_that_somebody_was_in_the_list():
+    """A row gets its clock and no value, no session ends, and nobody is made of it."""
+    known = person(JOINED)
+    seen = evidence(status="suspended").sighting()
+
+    merged = merge(known, seen)
+    weighed = weigh([seen], Known(frozenset(), {}), default_app_access=True)
+
+    assert merged.state.values == known.values
+    assert merged.sessions_before is None
+    assert merged.state.clocks["membership"] == known.clocks["membership"]
+    assert max(merged.state.clocks.values()) == clock_of(seen)
+    assert weighed.changes.empty
+    assert weighed.added == 0
+
+
+def test_a_list_follows_an_older_one_only():
+    """One of the same moment is the same list."""
+    found = snapshot([row("a")])
+
+    assert [
+        found.follows(previous)
+        for previous in (None, found.taken_at - 1, found.taken_at, found.taken_at + 1)
+    ] == [True, True, False, False]

@@ -87,3 +87,35 @@ def test_too_many_callers_and_a_closed_one_are_refused():
     assert running.result(0)
     with pytest.raises(TenantUnavailable, match="stopping"):
         threads.submit("two", lambda: 1)
+
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def test_who_finds_no_thread_is_refused_and_the_next_one_served(monkeypatch):
+    """What was refused is not called later, and takes nothing of the tenant's share."""
+    threads, ran = FairThreads(2, share=1), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            with pytest.raises(TenantUnavailable, match="no more threads"):
+                threads.submit("one", lambda: ran.append("refused"))
+
+    assert threads.submit("one", lambda: 7).result(30) == 7
+    threads.close()
+    assert (ran, threads._queues) == ([], {})
+
+
+def test_who_waits_is_served_by_the_thread_that_is_there(monkeypatch):
+    """Where no further one can be started, it goes on itself."""
+    threads, gate = FairThreads(2, share=1), threading.Event()
+    first = threads.submit("one", lambda: gate.wait(30))
+    waiting = [threads.submit("one", lambda n=n: n) for n in range(3)]
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    gate.set()
+
+    assert first.result(30)
+    assert [answer.result(30) for answer in waiting] == [0, 1, 2]
+    threads.close()
+    assert threads._queues == {}

@@ -37,7 +37,8 @@ def control(database_url):
 
 @pytest.fixture
 def inbox(control):
-    return Inbox(control, max_unknown_events=3, max_unknown_bytes=10 * (OVERHEAD + 100))
+    room = 10 * (OVERHEAD + 100)
+    return Inbox(control, max_unknown_events=3, max_unknown_bytes=room, max_nameless_bytes=room)
 
 
 def arrival(event_id="e1", tenant_id="acme", **options):
@@ -510,6 +511,95 @@ def test_only_all_nameless_events_together_are_bounded(inbox):
     assert answers.count(Stored.FULL) == 10
 
 
+def test_strangers_and_nameless_events_take_no_room_of_each_other(inbox):
+    """Neither fills the other's, whichever comes first, nor in one call."""
+    strangers = [arrival("e", tenant_id=f"t{n}", known=False, body=b"") for n in range(20)]
+    nameless = [arrival(f"e{n}", tenant_id="", known=False, body=b"") for n in range(20)]
+    calls = {
+        "strangers": lambda: inbox.park(strangers).count(Stored.PARKED),
+        "nameless": lambda: inbox.quarantine(nameless).count(Stored.QUARANTINED),
+        "both": lambda: inbox.quarantine([*nameless, *strangers]).count(Stored.QUARANTINED),
+    }
+
+    for order, counts in (
+        (("strangers", "nameless"), [10, 10]),
+        (("nameless", "strangers"), [10, 10]),
+        (("both",), [20]),
+    ):
+        assert [calls[name]() for name in order] == counts
+        assert inbox.totals().unknown == 20
+        inbox.discard()
+        age(inbox, 1, "settled_at")
+        inbox.prune(bodies=0, ids=0, quarantine=0)
+
+
+def test_an_announcement_makes_its_lane_due_and_nobody_known(inbox):
+    """Somebody looks whether to make the tenant; what it has here stays bounded."""
+    inbox.park([arrival("before", known=False)])
+    assert inbox.claim("me") is None
+
+    assert inbox.park([arrival("new", known=False, announced=True)]) == [Stored.PARKED]
+    answers = inbox.park([arrival(f"e{n}", known=False) for n in range(20)])
+    assert answers.count(Stored.PARKED) == 1
+    assert (lane_of(inbox).known, lane_of(inbox).announced) == (False, True)
+    assert inbox.totals().unknown == 3
+    lane = inbox.claim("me")
+    assert (lane.tenant_id, lane.known, lane.waiting) == ("acme", False, 3)
+
+    inbox.release(lane, retry_in=600, error="not now", known=False, announced=True)
+    inbox.park([arrival("new", known=False, announced=True), arrival("x", known=False)])
+    assert inbox.claim("me") is None
+    assert (lane_of(inbox).known, lane_of(inbox).attempts) == (False, 1)
+    assert inbox.totals().unknown == 3
+    inbox.retry(tenant_id="acme")
+    lane = inbox.claim("me")
+    inbox.release(lane, known=True)
+    assert inbox.totals().unknown == 0
+
+
+def test_an_announcement_alone_is_due(inbox):
+    """It needs no event before it."""
+    inbox.park([arrival(known=False, announced=True)])
+
+    assert inbox.claim("me").tenant_id == "acme"
+
+
+def test_an_announcement_has_room_where_strangers_have_none(inbox):
+    """Whoever fills the room keeps nobody from being made; but there is an end to it."""
+    crowd = [arrival("e", tenant_id=f"t{n}", known=False, body=b"") for n in range(20)]
+    full = [arrival(f"e{n}", known=False, body=b"") for n in range(3)]
+    assert inbox.park([*full, *crowd]).count(Stored.PARKED) == 10
+
+    announced = [
+        arrival(f"new{n}", tenant_id=f"n{n}", known=False, announced=True, body=b"")
+        for n in range(20)
+    ]
+    new = arrival("new", known=False, announced=True, body=b"")
+    assert inbox.park([new, *announced]).count(Stored.PARKED) == 10
+    assert lane_of(inbox).waiting == 4
+    assert inbox.park([arrival("new2", known=False, announced=True)]) == [Stored.FULL]
+
+
+def test_an_announcement_is_heard_while_its_lane_is_held(inbox):
+    """The holder had looked before; the lane is due after, and still a stranger's."""
+    inbox.park([arrival(known=False)])
+    lane = inbox.claim("me", tenant_id="acme")
+    inbox.park([arrival("new", known=False, announced=True)])
+    inbox.release(lane, retry_in=None, error="nobody knows the tenant", known=False)
+
+    assert inbox.totals().unknown == 2
+    assert inbox.claim("me").known is False
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_whoever_gives_a_lane_back_need_not_say_who_knows_the_tenant(inbox, known):
+    """Then it is as it was."""
+    inbox.park([arrival(known=known)])
+    for options in ({}, {"error": "down", "retry_in": 0.0}):
+        inbox.release(inbox.claim("me", tenant_id="acme"), **options)
+        assert lane_of(inbox).known is known
+
+
 def test_a_deleted_persons_bodies_are_erased(inbox):
     """Nothing of the person is left, in no state, and nothing of others is lost."""
     names = ("applied", "quarantined", "parked")
@@ -528,6 +618,18 @@ def test_a_deleted_persons_bodies_are_erased(inbox):
     assert found["other"].body is not None
     assert (lane_of(inbox).waiting, lane_of(inbox).quarantined) == (1, 0)
     assert lane_of(inbox, "nobody") is None
+
+
+def test_only_what_was_applied_keeps_its_body(inbox):
+    """An older event may come after its person's deletion, whose erasure it has missed."""
+    outcomes = ("applied", "stale", "duplicate", "ignored")
+    inbox.park([arrival(outcome) for outcome in outcomes])
+    lane = inbox.claim("me")
+    entries = inbox.take(lane)
+    inbox.settle(lane, [Settlement(number=one.number, outcome=one.event_id) for one in entries])
+
+    kept = [one.event_id for one in entries if inbox.show(one.number).body is not None]
+    assert kept == ["applied"]
 
 
 def test_what_was_erased_while_it_was_drained_stays_erased(inbox):
@@ -665,6 +767,51 @@ def test_old_events_are_pruned_by_what_they_are(inbox):
     assert inbox.claim("me") is None
     inbox.retry()
     assert inbox.prune(**KEEP).expired == 0
+
+
+def test_an_event_that_is_put_off_again_and_again_expires_like_others(inbox):
+    """When it is due says nothing: each failure of its own moves that."""
+    inbox.park([arrival("waits"), arrival("fails"), arrival("fresh")])
+    age(inbox, 31 * DAY, "received_at", where=events.c.event_id != "fresh")
+    lane = inbox.claim("me")
+    for entry in inbox.take(lane):
+        if entry.event_id == "fails":
+            inbox.settle(lane, [Settlement(number=entry.number, error="locked", due_in=900.0)])
+
+    assert inbox.prune(**KEEP).expired == 2
+    assert states(inbox) == {"waits": "quarantined", "fails": "quarantined", "fresh": "parked"}
+    assert (lane_of(inbox).waiting, lane_of(inbox).quarantined) == (1, 2)
+
+
+def test_what_an_operator_sent_back_has_all_of_the_time_again(inbox):
+    """Out of quarantine or not, and however often it fails within that time; but no longer."""
+    inbox.park([arrival("parked"), arrival("quarantined")])
+    lane = inbox.claim("me")
+    given_up = inbox.take(lane)[1]
+    inbox.settle(lane, [Settlement(number=given_up.number, quarantine=True)])
+    inbox.release(lane)
+    age(inbox, 60 * DAY, "received_at")
+
+    assert inbox.retry() == 2
+    lane = inbox.claim("me")
+    for seconds, expired in ((29 * DAY, 0), (30 * DAY + 1, 2)):
+        age(inbox, seconds, "settled_at")
+        age(inbox, 1, "due_at")
+        inbox.settle(
+            lane,
+            [Settlement(number=one.number, error="no", due_in=900.0) for one in inbox.take(lane)],
+        )
+        assert inbox.prune(**KEEP).expired == expired
+
+
+def test_expiry_is_done_in_portions_whatever_the_lane(inbox):
+    """Many lanes, and many events of one; each call does at most so much."""
+    inbox.park([arrival(f"e{n}", tenant_id=name) for n in range(3) for name in ("a", "b", "c")])
+    inbox.park([arrival("e", tenant_id="d")])
+    age(inbox, 31 * DAY, "received_at", where=events.c.tenant_id != "d")
+
+    assert [inbox.prune(**KEEP, limit=2).expired for _ in range(6)] == [2, 2, 2, 2, 1, 0]
+    assert [lane.quarantined for lane in inbox.lanes()] == [3, 3, 3, 0]
 
 
 def test_pruning_is_done_in_portions(inbox):

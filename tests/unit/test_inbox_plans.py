@@ -4,11 +4,13 @@ import json
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, text, update
 
 from tenantsync.control.database import ControlDatabase
 from tenantsync.control.denials import Denials
 from tenantsync.control.inbox import Arrival, Inbox, Settlement
+from tenantsync.control.moments import Later
+from tenantsync.control.tables import inbox as events
 from tenantsync.migrate.control import upgrade_control
 
 WAITING = 50_000
@@ -155,4 +157,24 @@ def test_pruning_reads_only_what_is_old_enough(inbox):
 
     for statement, parameters in statements:
         steps = plan(inbox, statement, parameters) if "inbox" in statement else []
-        assert not [step for step in steps if step == "SCAN inbox"], statement
+        assert not [step for step in steps if step.startswith("SCAN inbox")], statement
+
+
+def test_what_waited_too_long_is_found_lane_by_lane(inbox):
+    """One look at the oldest of each lane, then only at those that have one that is too old."""
+    old = [f"tenant-{name}" for name in range(3)]
+    with inbox.database.write() as connection:
+        late = events.c.tenant_id.in_(old)
+        connection.execute(update(events).where(late).values(received_at=Later(-31 * 86400.0)))
+    with heard(inbox) as statements:
+        pruned = inbox.prune(bodies=1e9, ids=1e9, quarantine=1e9)
+
+    assert pruned.expired == 3
+    reads = [one for one in statements if one[0].startswith("SELECT") and "FROM inbox" in one[0]]
+    plans = [plan(inbox, *one) for one in reads]
+    assert not [step for steps in plans for step in steps if step.startswith("SCAN inbox")]
+    sent_back, oldest, *lanes = [" ".join(steps) for steps in plans[:5]]
+    assert "ix_inbox_settled" in sent_back
+    assert "ix_inbox_waiting" in oldest
+    assert len(lanes) == 3
+    assert all("ix_inbox_waiting" in steps or "ix_inbox_due" in steps for steps in lanes)

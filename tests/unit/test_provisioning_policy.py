@@ -5,9 +5,11 @@ from guarding import at_once
 from sqlalchemy import update
 
 from tenantsync.control.database import ControlDatabase, ControlUnavailable
+from tenantsync.control.inbox import Arrival, Inbox, Stored
 from tenantsync.control.profiles import TenantProfiles, provisions
 from tenantsync.errors import ConfigError, TenantUnavailable
 from tenantsync.migrate.control import upgrade_control
+from tenantsync.sync.parking import Parking
 from tenantsync.sync.system import AnnouncementPolicy, key_of
 from tenantsync.tenants import check_key
 from tenantsync.worker.provisioning import ProvisioningDelayed, TenantProvisioning
@@ -163,6 +165,30 @@ def test_a_failure_is_repeated_without_counting_twice(provisioning, ground):
 
     ground.trouble = None
     assert single.provision("a")
+
+
+def test_a_worker_hears_of_an_announcement_and_not_of_strangers(control):
+    """It is to look at once whether the tenant is made; a stranger's event wakes nobody."""
+    heard = []
+    parking = Parking(Inbox(control), parked=heard.append)
+    for tenant_id, announced in (("a", True), ("b", False)):
+        arrival = Arrival(
+            tenant_id=tenant_id,
+            event_id="e",
+            type="tenant.created",
+            subject=None,
+            timestamp=1,
+            body=b"{}",
+            signed_at=None,
+            door="test",
+            reason="provisioning",
+            known=False,
+            announced=announced,
+        )
+        assert parking.park_blocking(arrival) is Stored.PARKED
+    parking.close()
+
+    assert heard == [frozenset({"a"})]
 
 
 class Killed(BaseException):

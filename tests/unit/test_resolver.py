@@ -1,7 +1,10 @@
 """The resolver by itself: what is remembered, in both colours; tests/integration has the rest."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -190,3 +193,95 @@ def test_a_list_of_tenants_has_no_doubles():
 def test_any_tenant_is_in_the_one_place():
     """Whoever the event names lives there."""
     assert AnyTenant(PLACE).find("x") == Tenant("x", "any", PLACE)
+
+
+class Hanging(Source):
+    """A source that hangs from its second look-up on, for as long as a test wants."""
+
+    def __init__(self, answer):
+        super().__init__(answer)
+        self.gate = threading.Event()
+
+    def find(self, tenant_id):
+        found = super().find(tenant_id)
+        if self.asked > 1:
+            assert self.gate.wait(30)
+        return found
+
+
+class AsyncHanging(Source):
+    """The same as a coroutine, which hangs for good."""
+
+    async def find(self, tenant_id):
+        found = super().find(tenant_id)
+        if self.asked > 1:
+            await asyncio.Event().wait()
+        return found
+
+    gate = threading.Event()
+
+
+@pytest.mark.parametrize("kind", [Hanging, AsyncHanging])
+def test_a_source_that_hangs_keeps_nobody_waiting(kind):
+    """Who is known is served as last known, at once from the second time on; others hear of it."""
+    source, now = kind(ACME), [0.0]
+    resolver = TenantResolver(source, patience=0.02, hurry=0.01, clock=lambda: now[0])
+
+    async def main():
+        assert await resolver.resolve("acme-id") is ACME
+        now[0] = 31.0
+        for _ in range(5):
+            assert await resolver.resolve("acme-id") is ACME
+        asked = source.asked
+        with pytest.raises(TenantUnavailable, match="TimeoutError"):
+            await resolver.resolve("new-id")
+        now[0] += 6.0
+        assert await resolver.resolve("acme-id") is ACME
+        return asked
+
+    try:
+        asked = asyncio.run(asyncio.wait_for(main(), 30))
+    finally:
+        source.gate.set()
+    assert asked == 2
+    assert source.asked == 4
+
+
+def test_look_ups_that_hang_take_no_thread_of_the_event_loop():
+    """The application has other uses for those, and they are few."""
+    source = Hanging(ACME)
+    resolver = TenantResolver(source, patience=0.01, hurry=0.01)
+
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        await resolver.resolve("acme-id")
+        answers = await asyncio.gather(
+            *(resolver.resolve(f"new-{number}") for number in range(300)), return_exceptions=True
+        )
+        assert {type(answer) for answer in answers} == {TenantUnavailable}
+        assert any("look-ups are under way" in str(answer) for answer in answers)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 30) == 7
+
+    try:
+        asyncio.run(main())
+    finally:
+        source.gate.set()
+
+
+def test_a_tenant_that_is_to_be_looked_up_anew_is_so_after_a_slow_look_up():
+    """It was suspended, say: that must not wait until the source is thought quick again."""
+    source = Hanging(ACME)
+    resolver = TenantResolver(source, hurry=0.01)
+
+    async def main():
+        await resolver.resolve("acme-id")
+        resolver.forget("acme-id")
+        assert await resolver.resolve("acme-id") is ACME
+        source.gate.set()
+        source.answer = replace(ACME, suspended=True)
+        resolver._hurry = 30.0
+        resolver.forget("acme-id")
+        with pytest.raises(TenantSuspended):
+            await resolver.resolve("acme-id")
+
+    asyncio.run(main())

@@ -546,6 +546,49 @@ def test_a_tenant_that_cannot_be_made_now_is_made_later(
     assert inbox.lanes()[0].error == str(error)
 
 
+def test_an_announced_tenant_is_strange_until_it_is_made(
+    inbox, handler, make_drainer, park, come_due
+):
+    """A refusal leaves it so, whatever was thought before; being made ends that."""
+    park("a", kind="tenant.created", known=True)
+    handler.answers["acme"] = UnknownTenant("unknown")
+    error = TenantUnavailable("ten tenants were made within an hour")
+    for _ in range(5):
+        drained = drain_all(make_drainer(provisioning=Policy(handler, error=error)))
+        assert (drained.failed, drained.unknown) == (1, 0)
+        (lane,) = inbox.lanes()
+        assert (lane.known, lane.announced) == (False, True)
+        come_due()
+    assert inbox.totals().unknown == 1
+
+    handler.answers["a"] = DOWN  # once it is made, it is down
+    drain_all(make_drainer(provisioning=Policy(handler)))
+    (lane,) = inbox.lanes()
+    assert lane.known
+    assert inbox.totals().unknown == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "known"),
+    [
+        (DOWN, False),
+        (TenantSuspended("it is suspended"), True),
+        (HookFailed("its hook failed"), True),
+        (RuntimeError("nobody foresaw it"), False),
+    ],
+)
+def test_a_strangers_lane_is_known_once_its_tenant_was_found(
+    inbox, handler, drainer, park, result, known
+):
+    """A database out of reach may be the one that says who is registered: it proves nothing."""
+    park("a", known=False)
+    handler.answers["a"] = result
+
+    drainer.drain(drainer.claim("acme"))
+
+    assert inbox.lanes()[0].known is known
+
+
 def test_a_body_that_was_erased_is_settled_as_stale(inbox, handler, drainer, park, run):
     """The person was deleted for good; the tenant is not asked."""
     park("a")

@@ -583,6 +583,44 @@ def test_a_worker_without_tenants_to_prune_has_no_thread_for_it(make_worker, loo
     assert "tenantsync-pruner" not in names
 
 
+def test_a_chore_runs_for_as_long_as_the_worker_does(make_worker):
+    """On a thread of its own, from each start to the stop that ends it."""
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    def chore(stopping):
+        begun.release()
+        assert stopping.wait(30)
+        ended.release()
+
+    worker = make_worker(chores=[chore, chore])
+    for _ in range(2):
+        with started(worker):
+            assert begun.acquire(timeout=30)
+            assert begun.acquire(timeout=30)
+            assert not ended.acquire(blocking=False)
+        # Whoever stops has waited for them.
+        assert ended.acquire(blocking=False)
+        assert ended.acquire(blocking=False)
+
+
+def test_stopping_says_that_a_chore_did_not_end(make_worker):
+    """It is as with a lane: nobody waits for ever."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def chore(stopping):
+        begun.set()
+        assert gate.wait(30)
+
+    worker = make_worker(chores=[chore])
+    worker.start()
+    assert begun.wait(30)
+
+    assert worker.stop(timeout=0.01) is False
+
+    gate.set()
+    assert worker.stop()
+
+
 def test_pruning_is_begun_at_a_moment_of_its_own_and_survives_failure(
     inbox, looking, handler, caplog
 ):
