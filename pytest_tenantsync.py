@@ -37,10 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tenantsync")
     group.addoption(
         "--authvital-chaos",
+        # A flag, and the seed an option of its own: a value that may be left out would take the
+        # path that follows for it.
+        action="store_true",
+        help="deliver events late, twice and out of order, by a seed that is drawn and printed",
+    )
+    group.addoption(
+        "--authvital-chaos-seed",
         metavar="SEED",
-        nargs="?",
-        const=_RANDOM,
-        help="deliver events late, twice and out of order; the seed repeats what another run did",
+        help="as --authvital-chaos, with the seed that another run printed: repeats its order",
     )
     group.addoption(
         "--tenantsync-database-url",
@@ -69,11 +74,18 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_MARKER}(seed=None): deliver this test's events late, twice and out of order; "
         "with False, never",
     )
-    seed = config.getoption("authvital_chaos") or config.getini("authvital_chaos")
+    seed = config.getoption("authvital_chaos_seed")
+    if seed == "":
+        raise pytest.UsageError(
+            "--authvital-chaos-seed is empty: name a seed, or draw one with --authvital-chaos"
+        )
+    if seed is None:
+        asked = config.getoption("authvital_chaos")
+        seed = _RANDOM if asked else config.getini("authvital_chaos")
     if seed == _RANDOM:
         seed = str(random.SystemRandom().randrange(10**6))
         # Where tests run in several processes, all of them are given the options of the first.
-        config.option.authvital_chaos = seed
+        config.option.authvital_chaos_seed = seed
     if seed:
         config.stash[_SEED] = seed
 
@@ -81,7 +93,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say how to have the same order again."""
     seed = config.stash.get(_SEED, None)
-    return [] if seed is None else [f"authvital chaos: repeat it with --authvital-chaos={seed}"]
+    return (
+        [] if seed is None else [f"authvital chaos: repeat it with --authvital-chaos-seed={seed}"]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +157,7 @@ def _chaos_for(item: pytest.Item) -> str | None:
     if seed is None:
         return None
     item.add_report_section(
-        "setup", "authvital chaos", f"the same order again: --authvital-chaos={seed}\n"
+        "setup", "authvital chaos", f"the same order again: --authvital-chaos-seed={seed}\n"
     )
     # The test's own name too: its order must not depend on which other tests run.
     return f"{seed}/{item.nodeid}"

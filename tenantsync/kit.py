@@ -99,9 +99,9 @@ class Rig:
         return self._options.database_url is not None
 
     @cached_property
-    def keys(self) -> Keys:
-        """The key that signs: making one takes longer than most tests."""
-        return Keys(SigningKey.generate(at=0))
+    def key(self) -> SigningKey:
+        """The key that signs at first: making one takes longer than most tests."""
+        return SigningKey.generate(at=0)
 
     @cached_property
     def written(self) -> dict[str, Any]:
@@ -307,7 +307,9 @@ class Kit:
     @contextmanager
     def running(self) -> Iterator[Self]:
         """Hold the databases, the emulator and the application for the time of a test."""
-        emulator = Emulator(keys=self._rig.keys, clock=Ticking(time.time), seed=0)
+        clock = Ticking(time.time)
+        # The key is shared, and which keys are published is not: a test may rotate and revoke.
+        emulator = Emulator(keys=Keys(self._rig.key, clock=clock), clock=clock, seed=0)
         with emulator, self._rig.places(self._folder, emulator.url) as settings:
             own = self._rig.registered
             self.sync = TenantSync(settings) if own is None else own.with_settings(settings)

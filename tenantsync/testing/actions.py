@@ -7,12 +7,19 @@ silent, stands in `docs/how-to/test-with-the-emulator.md`.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from tenantsync.testing.delivery import iso
-from tenantsync.testing.joining import Joining
+from tenantsync.testing.administering import Administering
 from tenantsync.testing.outbox import Emission, Outbox
 from tenantsync.testing.people import Person
-from tenantsync.testing.state import Application, Membership, State, Status, Tenant, User
+from tenantsync.testing.state import (
+    SERVICE_DOMAIN,
+    Application,
+    Membership,
+    State,
+    Status,
+    User,
+)
 from tenantsync.testing.telling import told
+from tenantsync.testing.tenanting import Tenanting
 
 __all__ = ["Actions", "Future"]
 
@@ -20,7 +27,7 @@ Future = Literal["one", "each"]
 """Whom `subject.*` events of a better AuthVital name: one of the person's tenants, or each."""
 
 
-class Actions(Joining):
+class Actions(Tenanting, Administering):
     """Everything that can happen. Times are those of the clock; people are named by their `sub`.
 
     Args:
@@ -28,6 +35,7 @@ class Actions(Joining):
         outbox: Where the events go.
         clock: Unix seconds.
         new_id: Makes event ids.
+        topic: Where those of the Pub/Sub topic go.
         future: None is today's AuthVital. Otherwise the five sync types that it knows and never
             sends are sent: `subject.updated`, `subject.deleted`, `subject.deactivated`,
             `member.role_changed` and `invite.expired`.
@@ -40,9 +48,10 @@ class Actions(Joining):
         *,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        topic: Outbox | None = None,
         future: Future | None = None,
     ) -> None:
-        super().__init__(state, outbox, clock=clock, new_id=new_id)
+        super().__init__(state, outbox, clock=clock, new_id=new_id, topic=topic)
         self.future = future
 
     def expire_invitation(self, invitation_id: str) -> None:
@@ -157,7 +166,7 @@ class Actions(Joining):
     def add_service_account(self, tenant_id: str) -> Membership:
         """Add a service account to a tenant, under an address of its kind: silent."""
         with self._state.lock:
-            user = self._new_user(f"service+{self._state.ids.uuid()}@system.local", None, None)
+            user = self._new_user(f"service+{self._state.ids.uuid()}{SERVICE_DOMAIN}", None, None)
             return self._join(tenant_id, user.id)
 
     def add_member(
@@ -221,81 +230,15 @@ class Actions(Joining):
         with self._state.lock:
             self._member(tenant_id, sub).status = status
 
-    # -- tenants
-
-    def create_tenant(
-        self,
-        name: str,
-        *,
-        by: str | None = None,
-        owner: str | None = None,
-        id: str | None = None,
-        subscribe: bool = True,
-    ) -> Tenant:
-        """Create a tenant: by a person, who then owns it, or as super-admin.
-
-        Systems hear of it; of the owner's membership, nobody.
-
-        Args:
-            name: Its name; the slug is made of it.
-            by: The `sub` of the person.
-            owner: The `sub` of the owner that a super-admin names.
-            id: Its id; None makes one.
-            subscribe: Whether a super-admin's tenant with an owner gets the applications that
-                every sign-up gets; systems hear of those before they hear of the tenant.
-        """
-        with self._state.lock:
-            tenant = self._new_tenant(name, id)
-            data: dict[str, Any] = {
-                "tenant_id": tenant.id,
-                "name": tenant.name,
-                "slug": tenant.slug,
-                "created_at": iso(tenant.created_at),
-                "settings": tenant.settings,
-            }
-            first = by or owner
-            if first is not None:
-                membership = self._join(tenant.id, first, roles=["owner"])
-                data |= told({"owner_email": self._state.users[first].email})
-                if by is None and subscribe:
-                    self._provide(membership)
-            if by is not None:
-                data["created_by_sub"] = by
-            self._tell_systems("tenant.created", tenant.id, data)
-            return tenant
-
-    def rename_tenant(self, tenant_id: str, name: str, *, by: str | None = None) -> None:
-        """Rename a tenant; its slug stays."""
-        with self._state.lock:
-            self._state.tenants[tenant_id].name = name
-            self._tell_updated(tenant_id, ["name"], by=by)
-
-    def delete_tenant(self, tenant_id: str) -> None:
-        """Delete a tenant with its memberships; systems hear of it, and nobody of the members."""
-        with self._state.lock:
-            tenant = self._state.tenants[tenant_id]
-            names = {"tenant_id": tenant.id, "name": tenant.name, "slug": tenant.slug}
-            data = {**names, "deleted_at": self._iso()}
-            self._tell_systems("tenant.deleted", tenant_id, data)
-            for membership in self._state.members(tenant_id):
-                self._forget_membership(membership)
-            for key in [key for key in self._state.access if key[0] == tenant_id]:
-                del self._state.access[key]
-            for seat in [s for s in self._state.seats.values() if s.tenant_id == tenant_id]:
-                del self._state.seats[seat.id]
-            gone = [s for s in self._state.subscriptions.values() if s.tenant_id == tenant_id]
-            for subscription in gone:
-                del self._state.subscriptions[subscription.id]
-            del self._state.tenants[tenant_id]
-
     def press_test_button(self) -> Emission:
         """Return what the admin's test button sends a target: `tenant.created` without a tenant.
 
         It goes to the target that is tested, whatever that wants, and not through the outbox.
         """
-        data = {"test": True, "message": "Test webhook", "webhookId": self._state.ids.cuid()}
-        event = {"event": "tenant.created", "timestamp": self._iso(), "data": data}
-        return Emission("system", "tenant.created", "", "", event)
+        with self._state.lock:
+            data = {"test": True, "message": "Test webhook", "webhookId": self._state.ids.cuid()}
+            event = {"event": "tenant.created", "timestamp": self._iso(), "data": data}
+            return Emission("system", "tenant.created", "", "", event)
 
     def _set_status(self, tenant_id: str, sub: str, status: Status, event_type: str) -> None:
         with self._state.lock:
@@ -320,18 +263,6 @@ class Actions(Joining):
         for tenant_id in tenants[:1] if self.future == "one" else tenants:
             for application in _once(self._state.subscribed(tenant_id)):
                 self._tell(event_type, tenant_id, application, data)
-
-    def _tell_updated(self, tenant_id: str, fields: list[str], *, by: str | None = None) -> None:
-        tenant = self._state.tenants[tenant_id]
-        data = {
-            "tenant_id": tenant.id,
-            "name": tenant.name,
-            "slug": tenant.slug,
-            "changed_fields": fields,
-            "settings": tenant.settings,
-            **told({"updated_by_sub": by}),
-        }
-        self._tell_systems("tenant.updated", tenant_id, data)
 
 
 def _once(applications: Iterable[Application]) -> list[Application]:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs
 
 import jwt
 
+from tenantsync.testing.calls import Call, Refused
 from tenantsync.testing.keys import Keys
-from tenantsync.testing.listing import Call, Listing, Refused
+from tenantsync.testing.listing import Listing
 from tenantsync.testing.server import Request, Response
 from tenantsync.testing.state import READ, State
 from tenantsync.testing.tokens import Tokens

@@ -1,7 +1,8 @@
 """AuthVital as a test holds it: one call lets something happen there, and delivers it."""
 
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ from tenantsync.testing.delivery import Delivery
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.outbox import Emission, Outbox, Which
 from tenantsync.testing.people import Person, payload
-from tenantsync.testing.state import State
+from tenantsync.testing.state import Membership, State
+from tenantsync.testing.telling import role_keys
 from tenantsync.testing.tokens import Tokens
 
 __all__ = ["Answered", "AuthVital", "NotDelivered", "Ticking"]
@@ -70,6 +72,9 @@ Post = Callable[[Delivery, bool], tuple[int, Mapping[str, str]]]
 class Ticking:
     """A clock that never says the same millisecond twice: what happens later is newer.
 
+    Actions read it once each, so that all which one of them tells is of one millisecond. It may be
+    read by any thread.
+
     Args:
         clock: Unix seconds.
     """
@@ -77,12 +82,14 @@ class Ticking:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last = 0
+        self._lock = threading.Lock()
 
     def __call__(self) -> float:
         """Return the time in unix seconds, in whole milliseconds."""
-        self._last = max(int(self._clock() * 1000), self._last + 1)
-        # Half a millisecond more, so that whoever multiplies and cuts off finds it again.
-        return (self._last + 0.5) / 1000
+        with self._lock:
+            self._last = max(int(self._clock() * 1000), self._last + 1)
+            # Half a millisecond more, so that whoever multiplies and cuts off finds it again.
+            return (self._last + 0.5) / 1000
 
 
 class AuthVital:
@@ -168,7 +175,8 @@ class AuthVital:
         Args:
             type: The event type, such as `member.joined`.
             tenant: The tenant's key, or AuthVital's id of it.
-            sub: The person; None makes it of the address, the same one each time.
+            sub: The person; None makes it of the address, the same one each time. Of people whom
+                the actions made, names, membership and roles are told as they are.
             email: The address; None makes one.
             at: When it happened; None is now, and later than all before it.
             id: The event's id; None makes a new one.
@@ -187,7 +195,7 @@ class AuthVital:
             type,
             tenant_id=tenant_id,
             application_id=self.application_id,
-            data=payload(type, self._person(tenant_id, sub, email), **data),
+            data=self._payload(type, tenant_id, sub, email) | data,
             id=id,
             timestamp=None if at is None else round(at.astimezone(UTC).timestamp() * 1000),
         )
@@ -268,14 +276,47 @@ class AuthVital:
             raise NotDelivered(answered)
         return answered.outcome
 
-    def _person(self, tenant_id: str, sub: str | None, email: str | None) -> Person:
-        known = self.state.users.get(sub or "")
-        if known is not None:
-            names = (known.given_name, known.family_name)
-            return Person(known.id, email or known.email, *names)
+    def _payload(
+        self, type: str, tenant_id: str, sub: str | None, email: str | None
+    ) -> dict[str, Any]:
         if sub is None and email is None:
             raise TypeError("say whom the event is about: give sub, email, or both")
-        return Person.named(email or f"{sub}@example.test", sub=sub, tenant_id=tenant_id)
+        made_up = Person.named(email or f"{sub}@example.test", sub=sub, tenant_id=tenant_id)
+        with self.state.lock:
+            known = self.state.users.get(made_up.sub)
+            if known is None:
+                return payload(type, made_up)
+            person = replace(
+                made_up,
+                email=email or known.email,
+                given_name=known.given_name,
+                family_name=known.family_name,
+            )
+            membership = self.state.membership(tenant_id, known.id)
+            if membership is not None:
+                return self._as_member(type, person, membership)
+            return payload(type, person)
+
+    def _as_member(self, type: str, person: Person, membership: Membership) -> dict[str, Any]:
+        application = self.state.applications[self.application_id]
+        held = [
+            application.roles[each] for each in membership.role_ids if each in application.roles
+        ]
+        # Who has no role gets this one with access.
+        usual = [
+            each for each in application.roles.values() if each.slug == application.default_role
+        ]
+        role = next(iter([*held, *usual]), None)
+        data = payload(
+            type,
+            replace(
+                person,
+                membership_id=membership.id,
+                tenant_roles=tuple(membership.tenant_roles),
+                role="" if role is None else role.slug,
+            ),
+        )
+        return data | {key: word for key, word in role_keys(role).items() if key in data}
 
 
 def _into(application: ASGIApp, path: str) -> Post:

@@ -16,20 +16,11 @@ from typing import Any, Self, TypeVar
 
 from tenantsync.testing.actions import Actions, Future
 from tenantsync.testing.api import BASE, IntegrationApi, discovery
-from tenantsync.testing.delivery import (
-    LADDERS,
-    Attempt,
-    Delivery,
-    Mode,
-    VirtualClock,
-    iso,
-    jsonb,
-    sign,
-    sign_system,
-)
+from tenantsync.testing.delivering import Delivering
+from tenantsync.testing.delivery import Attempt, Delivery, Mode, VirtualClock, iso, jsonb
 from tenantsync.testing.keys import Keys, SigningKey
-from tenantsync.testing.outbox import Emission, Outbox, Which
-from tenantsync.testing.sending import Sender
+from tenantsync.testing.outbox import Emission
+from tenantsync.testing.pubsub import CERTS, Google, PubSub
 from tenantsync.testing.server import Faults, Request, Response, Server
 from tenantsync.testing.state import State
 from tenantsync.testing.tokens import Tokens
@@ -50,7 +41,7 @@ Route = Callable[[Request], Response]
 _Part = TypeVar("_Part")
 
 
-class Emulator:
+class Emulator(Delivering):
     """A local AuthVital.
 
     Bodies and signatures can be had from it at once. As a context manager it also serves its JWKS
@@ -73,11 +64,14 @@ class Emulator:
         future: Whether also those five sync types are sent that AuthVital knows and never sends;
             "one" tells of a person in one of their tenants, "each" (and True) in each.
         seed: Makes the ids of people, tenants and the rest reproducible.
+        push_keys: What Google signs the tokens of Pub/Sub pushes with; None makes one when it is
+            first needed.
 
     Attributes:
         state: Who and what there is; `actions` change it, and put what they tell into `outbox`.
         tokens: Mints tokens, honest ones and look-alikes.
         integration: The token endpoint and the integration API, with their throttle.
+        pubsub: The Pub/Sub topic and a push subscription to it.
         keys, faults, routes, clock: The signing keys, what endpoints do wrong, what is answered by
             method and path, and unix seconds.
     """
@@ -95,17 +89,26 @@ class Emulator:
         issuer: str | None = None,
         future: bool | Future = False,
         seed: int | None = None,
+        push_keys: Keys | None = None,
     ) -> None:
-        self.keys = keys or Keys(clock=clock)
+        super().__init__(
+            keys=keys or Keys(clock=clock), state=State(seed), clock=clock, sleep=sleep
+        )
         self._token_keys = token_keys
         self._issuer = issuer
-        self.state = State(seed)
-        self.outbox = Outbox()
+        self.pubsub = PubSub(
+            ids=self.state.ids,
+            google=Google(push_keys, clock=clock),
+            send=lambda delivery, url, number: self.send(delivery, url, number=number),
+            clock=clock,
+            sleep=sleep,
+        )
         self.actions = Actions(
             self.state,
             self.outbox,
             clock=clock,
             new_id=new_id,
+            topic=self.pubsub.topic,
             future=("each" if future else None) if isinstance(future, bool) else future,
         )
         signing = token_keys or self.keys
@@ -118,13 +121,11 @@ class Emulator:
             ("GET", "/.well-known/jwks.json"): self._serve_jwks,
             ("GET", "/.well-known/openid-configuration"): self._serve_discovery,
             ("POST", "/oauth/token"): self.integration.token,
+            ("GET", CERTS): self.pubsub.google.serve,
         }
-        self.clock = clock
-        self._sleep = sleep
         self._new_id = new_id
         self._address = (host, port)
         self._server: Server | None = None
-        self._sender = Sender(clock)
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
@@ -175,6 +176,15 @@ class Emulator:
         """
         return self._issuer or self.url
 
+    @property
+    def certs_url(self) -> str:
+        """Where Google's keys are: what `[pubsub] jwks_url` of a receiver must say.
+
+        Raises:
+            RuntimeError: The emulator is not running.
+        """
+        return self.url + CERTS
+
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the JSON Web Key Set: signing and passive keys, of webhooks and of tokens."""
         both = [self.keys] if self._token_keys is None else [self.keys, self._token_keys]
@@ -221,135 +231,8 @@ class Emulator:
             }
         )
 
-    def delivery(
-        self, body: bytes, *, key: SigningKey | None = None, signed_at: float | None = None
-    ) -> Delivery:
-        """Sign a body for one attempt.
-
-        Args:
-            body: Any bytes; the event headers are taken from it where it is a JSON object.
-            key: The key to sign with; None is the one that signs now.
-            signed_at: The time of the attempt in unix seconds; None is now.
-        """
-        try:
-            envelope = json.loads(body)
-        except (ValueError, RecursionError):
-            envelope = None
-        names = envelope if isinstance(envelope, dict) else {}
-        return sign(
-            body,
-            key or self.keys.active,
-            signed_at=self.clock() if signed_at is None else signed_at,
-            event_id=_header(names.get("id")),
-            event_type=_header(names.get("type")),
-        )
-
-    def send(
-        self, delivery: Delivery, url: str, *, mode: Mode = "broker", number: int = 1
-    ) -> Attempt:
-        """Send a delivery once, exactly as it is.
-
-        The broker takes a redirect for a failure; the legacy core follows it, and turns a 301, 302
-        or 303 into a GET without a body, so that a receiver may "succeed" without seeing the event.
-
-        Args:
-            delivery: What to send.
-            url: The receiver.
-            mode: Who sends.
-            number: The number of the attempt, for the report.
-
-        Raises:
-            RuntimeError: The emulator is not running.
-        """
+    def _check_running(self) -> None:
         _running(self._server)
-        return self._sender.send(delivery, url, mode=mode, number=number)
-
-    def deliver(self, body: bytes, url: str, *, mode: Mode = "broker") -> list[Attempt]:
-        """Deliver a body, and again after each failure, until a 2xx or the fifth attempt.
-
-        Every attempt is signed anew with the time of the emulator's clock. The waits between them
-        go through the emulator's `sleep`.
-
-        Args:
-            body: The raw bytes.
-            url: The receiver.
-            mode: Whose ladder to climb: `broker` (10 s to 5 min) or `legacy` (1 min to 1 h).
-
-        Returns:
-            The attempts, in order; the last one says how it ended.
-
-        Raises:
-            RuntimeError: The emulator is not running.
-        """
-        attempts: list[Attempt] = []
-        for number, wait in enumerate((0.0, *LADDERS[mode]), start=1):
-            if wait:
-                self._sleep(wait)
-            attempts.append(self.send(self.delivery(body), url, mode=mode, number=number))
-            if attempts[-1].ok:
-                break
-        return attempts
-
-    def deliver_waiting(
-        self, url: str | None = None, *, which: Which | None = None, mode: Mode = "broker"
-    ) -> list[tuple[Emission, list[Attempt]]]:
-        """Take what waits in the outbox and deliver it, one after the other.
-
-        Sync events climb the ladder of `deliver`. System events go to every target that wants
-        them, once: of what AuthVital repeats there, and when, see `ladders`.
-
-        Args:
-            url: Where sync events go whose application has no `webhook_url`.
-            which: Chooses what to deliver; the rest waits on. None delivers all.
-            mode: Who sends.
-
-        Returns:
-            Each emission with its attempts.
-
-        Raises:
-            RuntimeError: The emulator is not running.
-            ValueError: An application has no `webhook_url`, and no other was given.
-        """
-        _running(self._server)
-        done = []
-        for emission in self.outbox.take(which):
-            if emission.channel == "system":
-                done.append((emission, self.send_system(emission, mode=mode)))
-                continue
-            to = self.state.applications[emission.application_id].webhook_url or url
-            if to is None:
-                raise ValueError("the application has no webhook_url: set it, or name a URL here")
-            done.append((emission, self.deliver(emission.body(), to, mode=mode)))
-        return done
-
-    def system_delivery(
-        self, emission: Emission, *, mode: Mode = "broker", headers: Mapping[str, str] | None = None
-    ) -> Delivery:
-        """Sign a system event.
-
-        Args:
-            emission: The event.
-            mode: Who sends; the two order its keys differently, and sign what they send.
-            headers: The target's own headers, which override AuthVital's.
-        """
-        timestamp = str(emission.event["timestamp"])
-        body, key = emission.body(mode), self.keys.active
-        plain = sign_system(body, key, event_type=emission.type, timestamp=timestamp)
-        return replace(plain, headers={**plain.headers, **(headers or {})})
-
-    def send_system(self, emission: Emission, *, mode: Mode = "broker") -> list[Attempt]:
-        """Send a system event once to every target that wants its type.
-
-        Raises:
-            RuntimeError: The emulator is not running.
-        """
-        return [
-            self.send(
-                self.system_delivery(emission, mode=mode, headers=to.headers), to.url, mode=mode
-            )
-            for to in self.state.system_hooks
-            if emission.type in to.events
-        ]
 
     def _iss(self) -> str:
         return self.issuer
@@ -398,8 +281,3 @@ def _running(part: _Part | None) -> _Part:
 
 def _dump(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _header(value: object) -> str:
-    # AuthVital would put any text here; HTTP takes only visible ASCII without harm.
-    return value if isinstance(value, str) and value.isascii() and value.isprintable() else "-"

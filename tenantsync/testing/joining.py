@@ -56,6 +56,46 @@ class Joining(Granting):
                 self._grant_by_itself(membership)
             return membership
 
+    def sign_up_anonymously(self) -> User:
+        """Sign up without an address, as a player does who wants to play at once: silent."""
+        with self._state.lock:
+            return self._new_user(None, None, None)
+
+    def upgrade_anonymous(
+        self,
+        sub: str,
+        email: str,
+        *,
+        given_name: str | None = None,
+        family_name: str | None = None,
+        tenant_name: str | None = None,
+        tenant_id: str | None = None,
+    ) -> Membership:
+        """Make an account of an anonymous one, with a tenant that nobody ever hears of: silent.
+
+        Neither `tenant.created` nor `subject.created` nor `member.joined` is told, and the tenant
+        is subscribed to nothing.
+
+        Args:
+            sub: The anonymous person.
+            email: The address; kept in small letters.
+            given_name: The given name, if told.
+            family_name: The family name, if told.
+            tenant_name: Name of the tenant to make and own.
+            tenant_id: The tenant to join, where none is made.
+
+        Raises:
+            ValueError: The person has an address already.
+        """
+        with self._state.lock:
+            user = self._state.users[sub]
+            if user.email is not None:
+                raise ValueError(f"{sub!r} is not anonymous: begin with sign_up_anonymously()")
+            user.email, user.given_name, user.family_name = email.lower(), given_name, family_name
+            if tenant_id is not None:
+                return self._join(tenant_id, sub)
+            return self._join(self._new_tenant(tenant_name or email).id, sub, roles=["owner"])
+
     def invite(
         self,
         tenant_id: str,
@@ -79,7 +119,7 @@ class Joining(Granting):
             given_name: The given name of a new user.
             family_name: The family name of a new user.
             role: Slug of the tenant role.
-            application_id: Who hears of the invitation; without it, nobody does.
+            application_id: Who hears of the invitation; without it, only the Pub/Sub topic does.
             client_id: Who hears of its acceptance; None tells every subscribed application.
             license_type_id: The seat that comes with accepting.
             silent: Whether it goes through the integration API, which tells nobody.
@@ -100,16 +140,15 @@ class Joining(Granting):
                 license_type_id,
             )
             self._state.invitations[invitation.id] = invitation
-            if application_id is not None and not silent:
+            if not silent:
                 data = {
                     **self._invited(invitation),
                     "tenant_roles": [role],
                     **told({"invited_by_sub": by}),
                     "expires_at": iso(invitation.expires_at),
                 }
-                self._tell(
-                    "invite.created", tenant_id, self._state.applications[application_id], data
-                )
+                named = self._state.applications[application_id] if application_id else None
+                self._tell("invite.created", tenant_id, named, data)
             return invitation
 
     def accept(self, invitation_id: str) -> Membership:

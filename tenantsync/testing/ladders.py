@@ -5,8 +5,8 @@ application, a function of its own, or real HTTP. See docs/reference/provider.md
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from tenantsync.testing.delivery import LADDERS, TIMEOUT, Delivery, VirtualClock
 
@@ -21,6 +21,7 @@ __all__ = [
     "Reply",
     "Sender",
     "Try",
+    "hopeless",
 ]
 
 _OUTBOX_WAITS = (*LADDERS["broker"], 900.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0)
@@ -99,11 +100,14 @@ class Try:
         at: When, in unix seconds of the virtual clock.
         status: The status that the sender saw, or None where it saw none.
         held_back: Whether the breaker was open, so that nothing was sent.
+        statuses: Where there are several targets, the status that each of them gave; `status` is
+            then that of a target that failed, if any did.
     """
 
     at: float
     status: int | None
     held_back: bool = False
+    statuses: tuple[int | None, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -173,8 +177,14 @@ class CircuitBreaker:
         self._failures = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    transport: Callable[[Delivery], Reply]
+    breaker: CircuitBreaker | None
+
+
 class Sender:
-    """One of AuthVital's senders, with one URL to send to.
+    """One of AuthVital's senders, with one URL to send to, or several of system webhooks.
 
         clock = VirtualClock(1_787_378_400.0)
         sender = Sender(SYNC_BROKER, transport, clock=clock, sign=emulator.delivery)
@@ -193,6 +203,9 @@ class Sender:
             core, overlapping cron jobs, a broker beside a core that still delivers.
         breaker: To share one between senders to the same URL; None makes one where the ladder has
             one.
+        others: Further targets, each with a breaker of its own. All are sent to in each turn, also
+            those that took the event before: one that fails in a way that may pass brings it back
+            to all of them.
     """
 
     def __init__(
@@ -204,15 +217,17 @@ class Sender:
         sign: Callable[[bytes], Delivery],
         double: Callable[[], bool] = lambda: False,
         breaker: CircuitBreaker | None = None,
+        others: Sequence[Callable[[Delivery], Reply]] = (),
     ) -> None:
         self.postings: list[Posting] = []
         self._ladder = ladder
-        self._transport = transport
         self._clock = clock
         self._sign = sign
         self._double = double
         self._looked = -math.inf
-        self._breaker = (breaker or CircuitBreaker()) if ladder.breaker else None
+        own = [_Target(each, CircuitBreaker() if ladder.breaker else None) for each in others]
+        first = (breaker or CircuitBreaker()) if ladder.breaker else None
+        self._targets = [_Target(transport, first), *own]
 
     def emit(self, body: bytes) -> Posting:
         """Take an event on, now; the legacy senders also send it at once.
@@ -257,26 +272,42 @@ class Sender:
         return math.ceil(earliest / poll) * poll
 
     def _have_turn(self, posting: Posting) -> None:
-        now = self._clock()
-        if self._breaker is not None and self._breaker.is_open(now):
-            posting.tries.append(Try(now, None, held_back=True))
-            posting.due = self._after(posting, now)
-            return
-        replies = [self._transport(self._sign(posting.body))]
+        now = ended = self._clock()
+        tries: list[Try] = []
+        for target in self._targets:
+            done, ended = self._ask(target, posting.body, ended)
+            tries.append(replace(done, at=now))
+        again = [one for one in tries if self._may_pass(one)]
+        failed = [one for one in tries if not one.ok]
+        done = [*again, *failed, *tries][0]
+        if len(tries) > 1:
+            statuses = tuple(one.status for one in tries)
+            held_back = all(one.held_back for one in tries)
+            done = replace(done, held_back=held_back, statuses=statuses)
+        posting.tries.append(done)
+        posting.due = self._after(posting, ended) if again else None
+
+    def _ask(self, target: _Target, body: bytes, now: float) -> tuple[Try, float]:
+        """Send to one target, and return when it was done with."""
+        if target.breaker is not None and target.breaker.is_open(now):
+            return Try(now, None, held_back=True), now
+        replies = [target.transport(self._sign(body))]
         if self._double():
-            replies.append(self._transport(self._sign(posting.body)))
+            replies.append(target.transport(self._sign(body)))
         # Whichever of two senders met a success stores it.
         reply = next((one for one in replies if Try(now, one.heard).ok), replies[0])
         done = Try(now, reply.heard)
-        posting.tries.append(done)
         ended = now + min(reply.seconds, TIMEOUT)
-        if self._breaker is not None:
+        if target.breaker is not None:
             if done.ok:
-                self._breaker.succeeded()
+                target.breaker.succeeded()
             else:
-                self._breaker.failed(ended)
-        final = done.ok or (self._ladder.final and _no_use(done.status))
-        posting.due = None if final else self._after(posting, ended)
+                target.breaker.failed(ended)
+        return done, ended
+
+    def _may_pass(self, one: Try) -> bool:
+        """Whether the sender tries again after this."""
+        return not (one.ok or (self._ladder.final and hopeless(one.status)))
 
     def _after(self, posting: Posting, ended: float) -> float | None:
         spent = posting.requests >= self._ladder.requests
@@ -286,5 +317,6 @@ class Sender:
         return ended + waits[min(len(posting.tries), len(waits)) - 1]
 
 
-def _no_use(status: int | None) -> bool:
+def hopeless(status: int | None) -> bool:
+    """Whether the broker's system channel takes a status for final: 3xx, and 4xx but 429."""
     return status is not None and 300 <= status < 500 and status != _TOO_MANY

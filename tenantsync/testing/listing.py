@@ -3,60 +3,17 @@
 The quirks stand in `docs/reference/provider.md`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from tenantsync.testing.calls import Call, Refused
 from tenantsync.testing.delivery import iso
-from tenantsync.testing.state import Application, Credential, Membership, State, Tenant, User
+from tenantsync.testing.seats import Seats
+from tenantsync.testing.state import Application, Membership, State, Tenant, User
 
 __all__ = ["Call", "Listing", "Refused"]
 
 _STATUSES = ("ACTIVE", "INVITED", "SUSPENDED")
-
-
-class Refused(Exception):
-    """An answer that is no 200.
-
-    Args:
-        status: The status.
-        message: What the provider says.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A request that passed the guards of token and scope.
-
-    Args:
-        credential: Who asks.
-        query: The query's names and values.
-    """
-
-    credential: Credential
-    query: Mapping[str, str] = field(repr=False)
-
-    def need(self, *names: str) -> list[str]:
-        """Return the values of these names, or refuse."""
-        for name in names:
-            if not self.query.get(name):
-                raise Refused(400, f"{name} is required")
-        return [self.query[name] for name in names]
-
-    def may(self, tenant_id: str) -> None:
-        """Refuse unless the credential may be told of this tenant."""
-        if not self.credential.may_read(tenant_id):
-            raise Refused(403, "This client is not authorized for the requested tenant")
-
-    def may_all(self) -> None:
-        """Refuse unless the credential may be told of every tenant."""
-        if not self.credential.trusted:
-            raise Refused(403, "This client is not trusted for all tenants")
 
 
 class Listing:
@@ -70,14 +27,16 @@ class Listing:
     def __init__(self, state: State, clock: Callable[[], float]) -> None:
         self._state = state
         self._clock = clock
+        seats = Seats(state)
         self._endpoints: dict[str, Callable[[Call], object]] = {
             "tenant-memberships": self._tenant_memberships,
             "application-memberships": self._application_memberships,
             "user-tenants": self._user_tenants,
             "validate-membership": self._validate_membership,
-            "license-holders": self._license_holders,
-            "user-licenses": self._user_licenses,
-            "subscription-status": self._subscription_status,
+            "license-holders": seats.license_holders,
+            "user-licenses": seats.user_licenses,
+            "subscription-status": seats.subscription_status,
+            "check-seats": seats.check_seats,
             "invitations": self._invitations,
             "tenant-roles": self._tenant_roles,
             "user-permissions": self._user_permissions,
@@ -161,75 +120,6 @@ class Listing:
         keys = _dated(one)
         del keys["createdAt"]
         return {"isMember": one.status == "ACTIVE", "membership": keys}
-
-    def _license_holders(self, call: Call) -> object:
-        tenant_id, application_id = call.need("tenantId", "applicationId")
-        call.may(tenant_id)
-        rows = []
-        for seat in self._state.seats.values():
-            if (seat.tenant_id, seat.application_id) != (tenant_id, application_id):
-                continue
-            user = self._state.users[seat.user_id]
-            names = [name for name in (user.given_name, user.family_name) if name]
-            row: dict[str, Any] = {"userId": user.id, "userEmail": user.email or ""}
-            if names:
-                row["userName"] = " ".join(names)
-            row["licenseTypeId"] = seat.license_type_id
-            row["licenseTypeName"] = self._state.license_types[seat.license_type_id].name
-            row["assignedAt"] = iso(seat.assigned_at)
-            rows.append(row)
-        return rows
-
-    def _user_licenses(self, call: Call) -> object:
-        user_id, tenant_id = call.need("userId", "tenantId")
-        call.may(tenant_id)
-        rows = []
-        for seat in self._state.seats.values():
-            if (seat.tenant_id, seat.user_id) == (tenant_id, user_id):
-                kind = self._state.license_types[seat.license_type_id]
-                rows.append(
-                    {
-                        "id": seat.id,
-                        "licenseTypeId": kind.id,
-                        "licenseTypeName": kind.name,
-                        "licenseTypeSlug": kind.slug,
-                        "applicationId": seat.application_id,
-                        "applicationName": self._state.applications[seat.application_id].name,
-                        "assignedAt": iso(seat.assigned_at),
-                    }
-                )
-        return rows
-
-    def _subscription_status(self, call: Call) -> object:
-        (tenant_id,) = call.need("tenantId")
-        call.may(tenant_id)
-        wanted = call.query.get("applicationId")
-        rows = []
-        for one in self._state.subscriptions.values():
-            if one.tenant_id != tenant_id or wanted not in (None, one.application_id):
-                continue
-            kind = self._state.license_types[one.license_type_id]
-            here = (tenant_id, kind.id)
-            used = sum(
-                (seat.tenant_id, seat.license_type_id) == here
-                for seat in self._state.seats.values()
-            )
-            rows.append(
-                {
-                    "id": one.id,
-                    "applicationId": one.application_id,
-                    "licenseType": kind.slug,
-                    "licenseTypeName": kind.name,
-                    "status": one.status,
-                    "quantityPurchased": one.quantity,
-                    "quantityAssigned": used,
-                    "quantityAvailable": max(0, one.quantity - used),
-                    "currentPeriodEnd": iso(one.ends_at),
-                    "autoRenew": True,
-                }
-            )
-        active = any(row["status"] == "ACTIVE" for row in rows)
-        return {"hasActiveSubscription": active, "subscriptions": rows}
 
     def _invitations(self, call: Call) -> object:
         (tenant_id,) = call.need("tenantId")

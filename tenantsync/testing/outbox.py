@@ -20,6 +20,7 @@ class Emission:
         tenant_id: The tenant in which it happened.
         application_id: Whose webhook hears of it; for a system event the one it is about, or "".
         event: The whole event as it is stored.
+        row: The id of its row for the Pub/Sub topic, empty where it has none yet.
     """
 
     channel: Literal["sync", "system"]
@@ -27,6 +28,7 @@ class Emission:
     tenant_id: str
     application_id: str
     event: Mapping[str, Any] = field(repr=False)
+    row: str = ""
 
     @property
     def data(self) -> Mapping[str, Any]:

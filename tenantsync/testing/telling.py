@@ -1,6 +1,7 @@
 """How a local AuthVital tells of what happened: to one application, or to the system webhooks."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tenantsync.testing.delivery import iso
@@ -15,9 +16,10 @@ class Telling:
 
     Args:
         state: The tables.
-        outbox: Where the events go.
+        outbox: Where the events of the webhooks go.
         clock: Unix seconds.
         new_id: Makes event ids.
+        topic: Where those of the Pub/Sub topic go; None makes one that nobody empties.
     """
 
     def __init__(
@@ -27,32 +29,49 @@ class Telling:
         *,
         clock: Callable[[], float],
         new_id: Callable[[], str],
+        topic: Outbox | None = None,
     ) -> None:
         self._state = state
         self._outbox = outbox
+        self._topic = Outbox() if topic is None else topic
         self._clock = clock
         self._new_id = new_id
+        self._turn = self._at = 0
 
     def _tell(
-        self, event_type: str, tenant_id: str, application: Application, data: Mapping[str, Any]
+        self,
+        event_type: str,
+        tenant_id: str,
+        application: Application | None,
+        data: Mapping[str, Any],
     ) -> None:
-        if application.hears(event_type):
-            event = {
-                "id": self._new_id(),
-                "type": event_type,
-                "timestamp": self._iso(),
-                "tenant_id": tenant_id,
-                "application_id": application.id,
-                "data": dict(data),
-            }
-            self._outbox.put(Emission("sync", event_type, tenant_id, application.id, event))
+        """Tell one application; where none is concerned, the topic may still hear of it."""
+        heard = application is not None and application.hears(event_type)
+        if not (heard or self._state.publishes(event_type)):
+            return
+        application_id = "" if application is None else application.id
+        event = {
+            "id": self._new_id(),
+            "type": event_type,
+            "timestamp": self._iso(),
+            "tenant_id": tenant_id,
+            "application_id": application_id,
+            "data": dict(data),
+        }
+        self._put(Emission("sync", event_type, tenant_id, application_id, event), heard=heard)
 
     def _tell_systems(
         self, event_type: str, tenant_id: str, data: Mapping[str, Any], application_id: str = ""
     ) -> None:
-        if any(event_type in hook.events for hook in self._state.system_hooks):
-            event = {"event": event_type, "timestamp": self._iso(), "data": dict(data)}
-            self._outbox.put(Emission("system", event_type, tenant_id, application_id, event))
+        heard = any(event_type in hook.events for hook in self._state.system_hooks)
+        event = {"event": event_type, "timestamp": self._iso(), "data": dict(data)}
+        self._put(Emission("system", event_type, tenant_id, application_id, event), heard=heard)
+
+    def _put(self, emission: Emission, *, heard: bool) -> None:
+        if heard:
+            self._outbox.put(emission)
+        if self._state.publishes(emission.type):
+            self._topic.put(replace(emission, row=self._state.ids.cuid()))
 
     def _tell_granted(
         self,
@@ -103,7 +122,12 @@ class Telling:
         return membership
 
     def _now(self) -> int:
-        return int(self._clock() * 1000)
+        # One reading for each action: what AuthVital tells of one often bears one millisecond, and
+        # a clock that ticks with each reading would never show a receiver such a tie.
+        with self._state.lock as turn:
+            if turn != self._turn:
+                self._turn, self._at = turn, int(self._clock() * 1000)
+            return self._at
 
     def _iso(self) -> str:
         return iso(self._now())

@@ -123,14 +123,14 @@ def test_chaos_is_repeated_by_its_seed(project):
     assert honest == HONEST
     assert "authvital chaos" not in result.stdout.str()
 
-    first, result = order_of(project, "--authvital-chaos=7")
+    first, result = order_of(project, "--authvital-chaos-seed=7")
     result.assert_outcomes(passed=1)
     assert len(first.split()) > len(set(first.split()))
     unique = list(dict.fromkeys(first.split()))
     assert unique != sorted(unique, key=int)
-    assert "repeat it with --authvital-chaos=7" in result.stdout.str()
-    assert order_of(project, "--authvital-chaos=7")[0] == first
-    assert order_of(project, "--authvital-chaos=8")[0] not in (first, honest)
+    assert "repeat it with --authvital-chaos-seed=7" in result.stdout.str()
+    assert order_of(project, "--authvital-chaos-seed=7")[0] == first
+    assert order_of(project, "--authvital-chaos-seed=8")[0] not in (first, honest)
     assert order_of(project, "-o", "authvital_chaos=7")[0] == first
 
 
@@ -145,17 +145,46 @@ def test_a_drawn_seed_is_printed(project):
         (section,) = (line for line in result.outlines if line.startswith("the same order again"))
         seed = section.rpartition("=")[2]
 
-        assert order_of(project, f"--authvital-chaos={seed}", marker=marker)[0] == order
+        assert order_of(project, f"--authvital-chaos-seed={seed}", marker=marker)[0] == order
+
+
+def test_the_flag_takes_no_path_for_its_seed(project):
+    """What comes after it is what to run, and nothing else is run."""
+    project.makepyfile(test_other="def test_it(): raise AssertionError")
+    project.makepyfile(test_order=ORDER.format(marker="", claim="True"))
+
+    for options in (["--authvital-chaos", "test_order.py"], ["test_order.py", "--authvital-chaos"]):
+        result = run(project, *options)
+        result.assert_outcomes(passed=1)
+        assert "repeat it with --authvital-chaos-seed=" in result.stdout.str()
+
+
+def test_the_seed_of_the_command_line_goes_before_all_others(project):
+    """With the flag or without it, and before the setting; "random" draws one there too.
+
+    An empty one is a shell's variable that nobody set: better no run than one in the order given.
+    """
+    seven = order_of(project, "--authvital-chaos-seed=7")[0]
+    setting = ["-o", "authvital_chaos=8"]
+
+    assert order_of(project, "--authvital-chaos", "--authvital-chaos-seed", "7")[0] == seven
+    assert order_of(project, "--authvital-chaos-seed=7", *setting)[0] == seven
+    drawn = order_of(project, "--authvital-chaos-seed=random", *setting)[1].stdout.str()
+    (seed,) = re.findall("repeat it with --authvital-chaos-seed=(.*)", drawn)
+    assert seed.isdigit()
+    empty = run(project, "--authvital-chaos-seed=")
+    assert empty.ret == pytest.ExitCode.USAGE_ERROR
+    empty.stderr.fnmatch_lines(["*--authvital-chaos-seed is empty: name a seed*"])
 
 
 def test_a_test_may_have_its_own_seed_or_none(project):
     """The marker's word goes before the command line's."""
     own = "@__import__('pytest').mark.authvital_chaos(seed=3)"
     first = order_of(project, marker=own)[0]
-    assert first not in (HONEST, order_of(project, "--authvital-chaos=7")[0])
-    assert order_of(project, "--authvital-chaos=7", marker=own)[0] == first
+    assert first not in (HONEST, order_of(project, "--authvital-chaos-seed=7")[0])
+    assert order_of(project, "--authvital-chaos-seed=7", marker=own)[0] == first
     never = "@__import__('pytest').mark.authvital_chaos(False)"
-    assert order_of(project, "--authvital-chaos=7", marker=never)[0] == HONEST
+    assert order_of(project, "--authvital-chaos-seed=7", marker=never)[0] == HONEST
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -404,7 +433,7 @@ def test_the_page_runs_as_printed(project):
         (project.path / f"test_block_{number}.py").write_text(block)
 
     run(project).assert_outcomes(passed=7)
-    run(project, "--authvital-chaos=1", "-k", "not new_member").assert_outcomes(
+    run(project, "--authvital-chaos-seed=1", "-k", "not new_member").assert_outcomes(
         passed=6, deselected=1
     )
 

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
+from collections import deque
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -413,6 +415,50 @@ def test_a_subscription_tells_how_many_seats_are_left(recorded, tenant_id):
     assert other == {"hasActiveSubscription": False, "subscriptions": []}
 
 
+def test_seats_are_counted_by_a_client_id_that_is_named_an_application(recorded, tenant_id):
+    """The parameter's name is wrong: an application's id is not found; without it, all count."""
+    state, do = recorded.emulator.state, recorded.emulator.actions
+    kind = next(iter(state.license_types))
+    do.subscribe(tenant_id, kind, quantity=5)
+    free = state.add_license_type("cmwspxuxh0007ny7dn277ejhn", "Free")
+    do.subscribe(tenant_id, free.id, quantity=1)
+    do.end_subscription(do.subscribe(tenant_id, kind, quantity=100).id)
+    do.subscribe(do.create_tenant("Other").id, kind, quantity=100)
+    do.add_service_account(tenant_id)
+    state.seats.update(
+        {
+            "s1": Seat("s1", tenant_id, ANN, "cmwspxv0v000dny7dlnzh2yjw", kind, 0),
+        }
+    )
+    path = f"/api/integration/check-seats?tenantId={tenant_id}"
+    one = recorded.get(path + "&applicationId=seat-app-client-id").json()
+    every = recorded.get(path).json()
+    wrong = recorded.get(path + "&applicationId=cmwspxv0v000dny7dlnzh2yjw")
+
+    assert one == {
+        "memberCount": 5,
+        "totalSeatsOwned": 5,
+        "totalSeatsAssigned": 1,
+        "totalSeatsAvailable": 4,
+        "licensingMode": "PER_SEAT",
+        "unlimited": False,
+        "subscriptions": [
+            {
+                "applicationId": "cmwspxv0v000dny7dlnzh2yjw",
+                "licenseType": state.license_types[kind].slug,
+                "seatsOwned": 5,
+                "seatsAssigned": 1,
+                "seatsAvailable": 4,
+            }
+        ],
+    }
+    assert (every["totalSeatsOwned"], every["licensingMode"]) == (6, "UNKNOWN")
+    assert wrong.status_code == 404
+    assert wrong.json()["message"] == (
+        "Application with clientId cmwspxv0v000dny7dlnzh2yjw not found"
+    )
+
+
 def test_the_api_sees_what_happens(recorded, tenant_id):
     """A silent change is in the next answer."""
     sub = "107af88b-9e42-4c7b-bbb7-98368979b61b"
@@ -660,6 +706,49 @@ def test_tokens_need_an_application_or_a_client_id(key):
         Emulator(keys=Keys(key)).tokens.console("u")
 
 
+# -- Google
+
+
+@pytest.fixture
+def failing():
+    """A receiver that says 503 as often as it is told to, and then 200."""
+    left = []
+    hook = Server(lambda request: Response(left.pop(0) if left else 200))
+    hook.left = left
+    yield hook
+    hook.close()
+
+
+def test_googles_keys_have_a_route_of_their_own(key, other_key, clock):
+    """Whoever checks pushes asks there; AuthVital's set does not hold them."""
+    keys = Keys(key, clock=clock)
+    with Emulator(keys=keys, push_keys=Keys(other_key, clock=clock), clock=clock) as emulator:
+        answer = httpx2.get(emulator.certs_url, trust_env=False)
+        kid = jwt.get_unverified_header(emulator.pubsub.google.token())["kid"]
+        published = emulator.jwks()["keys"]
+
+    assert emulator.pubsub.google.keys.jwks() == answer.json()
+    assert [one["kid"] for one in answer.json()["keys"]] == [kid] == [other_key.kid]
+    assert "max-age" in answer.headers["cache-control"]
+    assert other_key.kid not in {one["kid"] for one in published}
+
+
+def test_what_the_topic_holds_is_pushed_now(recorded, failing, tenant_id):
+    """Over HTTP, with the token, until it is acknowledged; a redirect is not followed."""
+    failing.left[:] = [302, 500]
+    emulator = recorded.emulator
+    emulator.state.topic_events = ("tenant.updated",)
+    emulator.actions.rename_tenant(tenant_id, "New")
+    ((message, attempts),) = emulator.pubsub.deliver_waiting(failing.url + "/push")
+    headers = failing.requests[0].headers
+
+    assert [one.status for one in attempts] == [302, 500, 200]
+    assert {request.path for request in failing.requests} == {"/push"}
+    assert headers["authorization"].startswith("Bearer ")
+    assert headers["content-type"] == "application/json"
+    assert message.envelope["tenant_id"] == tenant_id
+
+
 # -- delivering what waits
 
 
@@ -699,3 +788,64 @@ def test_what_waits_needs_somewhere_to_go(recorded, tenant_id):
     recorded.emulator.actions.suspend(tenant_id, ANN)
     with pytest.raises(ValueError, match="webhook_url"):
         recorded.emulator.deliver_waiting()
+    assert len(recorded.emulator.outbox) == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "mode", "turns", "waited"),
+    [
+        ([503, 429], "broker", 3, 40),
+        ([503] * 20, "broker", 10, 148_900),
+        ([410], "broker", 1, 0),
+        ([503], "legacy", 1, 0),
+    ],
+)
+def test_one_target_brings_a_system_event_back_to_all(
+    recorded, receiver, failing, clock, answers, mode, turns, waited
+):
+    """With identical bytes, and as long as the broker thinks that it may help."""
+    failing.left[:] = answers
+    emulator = recorded.emulator
+    emulator.state.system_hooks += [
+        SystemHook(receiver.url, ("tenant.created",)),
+        SystemHook(failing.url, ("tenant.created",)),
+    ]
+    emulator.actions.create_tenant("New")
+    began = clock()
+    ((_, attempts),) = emulator.deliver_waiting(mode=mode)
+
+    assert len(receiver.requests) == len(failing.requests) == turns
+    assert len({request.body for request in receiver.requests + failing.requests}) == 1
+    assert [one.number for one in attempts] == [n for n in range(1, turns + 1) for _ in "ab"]
+    assert clock() - began == waited
+
+
+def test_first_attempts_may_race_each_other(recorded, tenant_id):
+    """The receiver holds all of them at once; what fails goes on by itself."""
+    together = threading.Barrier(4)
+    refused = deque([503])
+
+    def answer(request):
+        if len(hook.requests) <= 4:
+            together.wait(10)
+            return Response(refused.popleft() if refused else 200)
+        return Response(200)
+
+    hook = Server(answer)
+    try:
+        emulator = recorded.emulator
+        emulator.actions.suspend(tenant_id, ANN)
+        emulator.actions.activate(tenant_id, ANN)
+        emulator.state.system_hooks.append(SystemHook(hook.url, ("tenant.updated",)))
+        emulator.actions.rename_tenant(tenant_id, "New")
+        done = emulator.deliver_waiting(hook.url, at_once=True)
+    finally:
+        hook.close()
+
+    assert [one.type for one, _ in done] == [
+        *["member.suspended"] * 2,
+        *["member.activated"] * 2,
+        "tenant.updated",
+    ]
+    assert sorted(len(attempts) for _, attempts in done) == [1, 1, 1, 1, 2]
+    assert all(attempts[-1].ok for _, attempts in done)

@@ -596,12 +596,12 @@ def test_emulate_says_when_its_port_is_taken(receiver):
 # -- the page about it
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(10))
 def test_the_examples_of_the_page_run_as_printed(number):
     """Each Python block stands alone, and its assertions hold."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     exec(compile(blocks[number], str(PAGE), "exec"), {})  # noqa: S102 - our own page
 
 

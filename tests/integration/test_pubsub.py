@@ -1,4 +1,4 @@
-"""The door for Pub/Sub push over real HTTP, with tokens under a JWKS that the test serves."""
+"""The door for Pub/Sub push over real HTTP, with tokens under the JWKS of a local Google."""
 
 import asyncio
 import base64
@@ -11,12 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
-import jwt
 import pytest
 from doors import ACME, NEW, NOON, House, created, granted, moment
 from guarding import APPLICATION, people, serving
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tenantsync.authvital.keys import KeyRing
@@ -24,8 +22,11 @@ from tenantsync.authvital.tokens import GOOGLE_ISSUER, TokenVerifier, google_iss
 from tenantsync.control.inbox import State
 from tenantsync.migrate.control import upgrade_control
 from tenantsync.sync.system import AnnouncementPolicy
+from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
 from tenantsync.testing.people import Person, payload
+from tenantsync.testing.pubsub import CERTS
+from tenantsync.testing.server import Response
 from tenantsync.web.pubsub import MAX_PUSH_BYTES, PubSubRouter
 
 DATA = Path(__file__).parents[1] / "data"
@@ -35,45 +36,17 @@ ACCOUNT = "push@project.iam.gserviceaccount.com"
 KEY, STRANGER = SigningKey.generate(1), SigningKey.generate(2)
 
 
-class Google:
-    """Signs tokens, and serves the keys to check them with."""
-
-    def __init__(self):
-        self.keys = Keys(KEY)
-        self.status = 200
-        self.asked = 0
-
-    async def certs(self, request):
-        """Answer with the JWKS."""
-        self.asked += 1
-        if self.status != 200:
-            return Response(status_code=self.status)
-        return JSONResponse(self.keys.jwks())
-
-    def token(self, *, key=None, **changes):
-        """Return a token as Google makes it for a push subscription; None takes a claim out."""
-        now = int(time.time())
-        claims = {
-            "aud": AUDIENCE,
-            "azp": "113774264463038321964",
-            "email": ACCOUNT,
-            "email_verified": True,
-            "exp": now + 3600,
-            "iat": now,
-            "iss": GOOGLE_ISSUER,
-            "sub": "113774264463038321964",
-        } | changes
-        key = key or self.keys.active
-        told = {name: value for name, value in claims.items() if value is not None}
-        return jwt.encode(told, key.private, "RS256", headers={"kid": key.kid})
+@pytest.fixture
+def authvital():
+    with Emulator(keys=Keys(STRANGER), push_keys=Keys(KEY)) as made:
+        yield made
 
 
 @pytest.fixture
-def google():
-    made = Google()
-    with serving(Starlette(routes=[Route("/certs", made.certs)]), lifespan="off") as url:
-        made.url = f"{url}/certs"
-        yield made
+def google(authvital):
+    made = authvital.pubsub.google
+    made.audience, made.service_account = AUDIENCE, ACCOUNT
+    return made
 
 
 @pytest.fixture
@@ -86,13 +59,14 @@ def house(tmp_path, migrated_templates):
 
 
 @contextmanager
-def opened(google, house, application=APPLICATION):
+def opened(authvital, house, application=APPLICATION):
+    google = authvital.pubsub.google
     door = PubSubRouter(
         house.handler,
         house.system,
         application_id=application,
         tokens=TokenVerifier(
-            KeyRing(google.url, owner="Google", setting="pubsub.jwks_url"),
+            KeyRing(authvital.certs_url, owner="Google", setting="pubsub.jwks_url"),
             issuers=google_issuers(GOOGLE_ISSUER),
             audience=[AUDIENCE],
         ),
@@ -111,8 +85,8 @@ def opened(google, house, application=APPLICATION):
 
 
 @pytest.fixture
-def door(google, house):
-    with opened(google, house) as running:
+def door(authvital, google, house):
+    with opened(authvital, house) as running:
         yield running
 
 
@@ -154,6 +128,11 @@ def push(content, **changes):
         "publishTime": moment(NOON),
     }
     return json.dumps({"message": message, "subscription": "projects/p/subscriptions/s"} | changes)
+
+
+def broken(answer):
+    """Be of no use instead of answering with the keys."""
+    return Response(500)
 
 
 def silent(response):
@@ -231,10 +210,10 @@ def examples():
 
 
 @pytest.mark.parametrize("case", examples(), ids=lambda case: case["case"])
-def test_published_examples_are_accepted(google, house, case):
+def test_published_examples_are_accepted(authvital, google, house, case):
     """Every push of the provider's own forms: none is poison, all are acknowledged."""
     application = case["envelope"]["application_id"] or APPLICATION
-    with opened(google, house, application) as door:
+    with opened(authvital, house, application) as door:
         assert silent(door.post(json.dumps(case["body"]))) == 204
         assert house.inbox.list(state=State.QUARANTINED) == []
 
@@ -300,25 +279,25 @@ def test_the_token_stands_in_one_header_and_nowhere_else(google, door):
     assert silent(door.post(body, Authorization=f"bearer {token}")) == 204
 
 
-def test_with_googles_keys_out_of_reach_a_push_comes_again(google, house):
+def test_with_googles_keys_out_of_reach_a_push_comes_again(authvital, google, house):
     """503: nobody knows yet who sends."""
-    google.status = 500
-    with opened(google, house) as door:
+    authvital.faults.spoil[CERTS] = broken
+    with opened(authvital, house) as door:
         response = door.post(push(envelope()))
         assert response.status_code == 503
         assert response.json()["reason"] == "KeysUnavailable"
 
 
-def test_known_keys_serve_through_an_outage_and_new_ones_are_fetched(google, house):
+def test_known_keys_serve_through_an_outage_and_new_ones_are_fetched(authvital, google, house):
     """Google rotates its keys every few days."""
-    with opened(google, house) as door:
+    with opened(authvital, house) as door:
         assert silent(door.post(push(envelope()))) == 204
-        google.status = 500
+        authvital.faults.spoil[CERTS] = broken
         assert silent(door.post(push(envelope(sub="bob")))) == 204
-        assert google.asked == 1
+        assert [request.path for request in authvital.requests] == [CERTS]
 
 
-def test_a_body_without_a_token_is_not_even_awaited(google, door):
+def test_a_body_without_a_token_is_not_even_awaited(authvital, door):
     """The answer comes while the body is still to come."""
     host, port = door.url.removeprefix("http://").split(":")
     request = (
@@ -328,7 +307,7 @@ def test_a_body_without_a_token_is_not_even_awaited(google, door):
     with socket.create_connection((host, int(port)), 10) as connection:
         connection.sendall(request.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
-    assert google.asked == 0
+    assert authvital.requests == []
 
 
 # What cannot be read
@@ -381,11 +360,11 @@ def test_a_push_may_be_a_third_longer_than_a_webhook(door):
     assert people(door.house.place) == ["ann"]
 
 
-def test_what_can_neither_be_applied_nor_parked_comes_again(google, tmp_path):
+def test_what_can_neither_be_applied_nor_parked_comes_again(authvital, google, tmp_path):
     """503, and Google delivers it again."""
     lost = House(tmp_path, "postgresql+psycopg://x@127.0.0.1:1/x", AnnouncementPolicy("always"))
     try:
-        with opened(google, lost) as door:
+        with opened(authvital, lost) as door:
             for body in (push(envelope(tenant_id=NEW)), push(system("tenant.created", created()))):
                 response = door.post(body)
                 assert response.status_code == 503
@@ -407,3 +386,55 @@ def test_the_two_functions_answer_as_the_application_does(google, door):
         assert asyncio.run(door.door.handle(body, {}))[0] == 401, number
     twice = {**headers, "authorization": headers["AUTHORIZATION"]}
     assert door.door.handle_blocking(b"{}", twice)[0] == 401
+
+
+# What AuthVital publishes
+
+
+def test_what_happens_at_authvital_arrives_over_the_topic(authvital, google, door):
+    """A tenant's people through its own actions, with AuthVital's envelope and Google's token."""
+    state, do = authvital.state, authvital.actions
+    app = state.add_application("Our App", id=APPLICATION, default_role="editor")
+    tenant = do.create_tenant("Acme", id=ACME)
+    free = state.add_license_type(app.id, "Free")
+    state.topic_events = ("*",)
+    do.subscribe(ACME, free.id)
+    ann = do.accept(do.invite(ACME, "ann@corp.test").id)
+    do.suspend(ACME, ann.user_id)
+    do.rename_tenant(ACME, "Acme Ltd")
+    done = authvital.pubsub.deliver_waiting(door.url + PATH)
+
+    assert [one.envelope["event_type"] for one, _ in done] == [
+        "tenant.app.granted",
+        "invite.created",
+        "tenant.app.granted",
+        "invite.accepted",
+        "member.joined",
+        "member.suspended",
+        "tenant.updated",
+    ]
+    assert [one.status for _, attempts in done for one in attempts] == [204] * 7
+    assert people(door.house.place) == [ann.user_id]
+    assert door.house.profiles.find(tenant.id).name == "Acme Ltd"
+
+
+def test_a_message_that_is_published_twice_is_applied_once(authvital, google, door):
+    """And a token that the receiver refuses brings it back until it is dead."""
+    authvital.state.add_application("Our App", id=APPLICATION)
+    authvital.state.topic_events = ("member.*",)
+    authvital.actions.create_tenant("Acme", id=ACME)
+    ann = authvital.actions.sign_up("ann@corp.test", tenant_id=ACME, application_id=APPLICATION)
+    message = authvital.pubsub.publish(*authvital.pubsub.topic.take())
+    google.service_account = "x" + ACCOUNT
+    refused = authvital.pubsub.deliver(message, door.url + PATH)
+    google.service_account = ACCOUNT
+    for each in (message, authvital.pubsub.republish(message)):
+        assert authvital.pubsub.deliver(each, door.url + PATH)[-1].status == 204
+
+    assert [one.status for one in refused] == [403] * 10
+    assert people(door.house.place) == [ann.user_id]
+    assert [delivery.outcome for delivery in door.house.told] == [
+        *[None] * 10,
+        "applied",
+        "duplicate",
+    ]

@@ -266,3 +266,88 @@ def test_the_clock_stops_where_it_is_told_to(clock):
     assert clock() == START + 400
     assert receiver.asked == [(0, b"first"), (60, b"first"), (90, b"second"), (180, b"second"),
                               (360, b"first")]  # fmt: skip
+
+
+# -- several targets
+
+
+def fanned(clock, *targets, ladder=SYSTEM_BROKER):
+    """Send one system event to several receivers; return the posting."""
+    first, *others = targets
+    sender = Sender(ladder, first, clock=clock, sign=unsigned, others=others)
+    posting = sender.emit(b"{}")
+    sender.run()
+    return posting
+
+
+def test_one_target_that_fails_brings_an_event_back_to_all(clock):
+    """Also to the one that took it at once, with the same bytes."""
+    good, bad = Receiver(clock, 200), Receiver(clock, 503, 503, 200)
+    posting = fanned(clock, good, bad)
+
+    assert good.times == bad.times == [0, 10, 40]
+    assert {body for _, body in good.asked} == {b"{}"}
+    assert [one.statuses for one in posting.tries] == [(200, 503), (200, 503), (200, 200)]
+    assert [one.status for one in posting.tries] == [503, 503, 200]
+    assert posting.delivered
+
+
+def test_a_target_that_refuses_for_good_brings_nothing_back(clock):
+    """The event ends as failed, though others took it."""
+    good, gone = Receiver(clock, 200), Receiver(clock, 410)
+    posting = fanned(clock, good, gone)
+
+    assert good.times == gone.times == [0]
+    assert posting.given_up
+
+
+def test_a_target_that_refuses_for_good_is_asked_again_for_anothers_sake(clock):
+    """While one may yet take the event, all get it."""
+    gone, bad = Receiver(clock, 410), Receiver(clock, 429, 200)
+    posting = fanned(clock, gone, bad)
+
+    assert gone.times == bad.times == [0, 10]
+    assert [one.status for one in posting.tries] == [429, 410]
+    assert posting.given_up
+
+
+def test_each_target_has_a_breaker_of_its_own(clock):
+    """The one that always fails is left out for a minute; that too brings the event back to all."""
+    good, bad = Receiver(clock, 200), Receiver(clock, 500)
+    posting = fanned(clock, good, bad)
+
+    assert good.times == [0, 10, 40, 100, 400, 1300, 4900, 19300, 62500, 148900]
+    assert bad.times == good.times
+    assert posting.given_up
+    clock = VirtualClock(START)
+    good, bad = Receiver(clock, 200), Receiver(clock, 500)
+    sender = Sender(SYSTEM_BROKER, bad, clock=clock, sign=unsigned, others=[good])
+    for number in range(6):
+        sender.emit(b"%d" % number)
+    sender.run(until=START)
+
+    assert (len(bad.asked), len(good.asked)) == (5, 6)
+    assert not sender.postings[5].tries[0].held_back
+    assert sender.postings[5].tries[0].statuses == (None, 200)
+
+
+def test_a_turn_is_held_back_where_every_breaker_is_open(clock):
+    """Then nothing was sent to anybody."""
+    one, other = Receiver(clock, 500), Receiver(clock, 500)
+    sender = Sender(SYSTEM_BROKER, one, clock=clock, sign=unsigned, others=[other])
+    for number in range(6):
+        sender.emit(b"%d" % number)
+    sender.run(until=START)
+
+    assert sender.postings[5].tries[0].held_back
+    assert sender.postings[5].requests == 0
+    assert len(one.asked) == len(other.asked) == 5
+
+
+def test_the_core_sends_once_to_each_target(clock):
+    """Whatever comes of it at any of them."""
+    one, other = Receiver(clock, 500), Receiver(clock, 200)
+    posting = fanned(clock, one, other, ladder=SYSTEM_LEGACY)
+
+    assert one.times == other.times == [0]
+    assert posting.given_up
