@@ -12,15 +12,14 @@ from tenantsync.cli.context import Context, config_option, pass_context
 from tenantsync.errors import ConfigError
 
 try:
-    import uvicorn
-
     from tenantsync.web.serving import BoundedHttpProtocol
+    from tenantsync.web.stopping import GracefulServer
 except ImportError:  # the `server` extra is optional
-    uvicorn = None  # type: ignore[assignment] # absent is a case of its own, asked for below
+    GracefulServer = None  # type: ignore[assignment, misc] # absent is a case of its own
 
 __all__ = ["log_to_stderr", "serve"]
 
-_LONGEST_STOP: Final = 30  # seconds; AuthVital waits no longer for an answer
+_LONGEST_STOP: Final = 30.0  # seconds; AuthVital waits no longer for an answer
 _FIELDS: Final = (
     *("event_type", "event_id", "tenant", "outcome", "reason", "error", "seconds", "door", "key"),
     "checks",
@@ -52,9 +51,9 @@ def serve(context: Context, host: str, port: int, path: str) -> None:
     """Receive AuthVital's webhooks until interrupted.
 
     One process serves; run one per machine, or mount the routes into your own application. SIGTERM
-    or Ctrl-C finishes what is in flight.
+    or Ctrl-C finishes what is in flight, and answers the rest 503 meanwhile.
     """
-    if uvicorn is None:
+    if GracefulServer is None:
         raise ConfigError("serving needs uvicorn: pip install 'tenantsync[server]'")
     sync = context.sync()
     log_to_stderr()
@@ -65,15 +64,18 @@ def serve(context: Context, host: str, port: int, path: str) -> None:
     # would be Python, which ends the process as if it had failed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    uvicorn.run(
+    server = GracefulServer(
         app,
+        longest=_LONGEST_STOP,
         host=host,
         port=port,
         http=BoundedHttpProtocol,
         log_level="info",
         access_log=False,
-        timeout_graceful_shutdown=_LONGEST_STOP,
     )
+    server.run()
+    if not server.started:
+        raise click.exceptions.Exit(1)  # uvicorn said why
 
 
 def log_to_stderr() -> None:

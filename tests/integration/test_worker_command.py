@@ -271,7 +271,7 @@ def post(authvital: Emulator, url: str, content: bytes) -> int | None:
 
 
 def test_serve_finishes_what_is_in_flight(folder, sync, authvital):
-    """SIGTERM: the request in a hook is answered, the worker's lane is given back, exit 0."""
+    """SIGTERM: the request in a hook is answered, others 503, the lane is given back, exit 0."""
     port = free_port()
     sync.inbox.park([arrival("id-of-globex", "waiting", "member.left")])
     url = f"http://127.0.0.1:{port}{PATH}"
@@ -284,12 +284,15 @@ def test_serve_finishes_what_is_in_flight(folder, sync, authvital):
         until((folder / "in-waiting").exists)
         assert len(held(sync)) == 1
         process.send_signal(signal.SIGTERM)
-        until(lambda: is_refused(port))
+        late = body("id-of-acme", "late", "member.joined")
+        until(lambda: post(authvital, url, late) == 503)
+        assert post(authvital, url, late) == 503
         (folder / "go").touch()
 
         # On a machine that is busy the sender may have been told to wait no longer for the hook.
         assert answer.result(30) in (200, 202)
         assert process.wait(30) == 0
+    assert is_refused(port)
     assert applied(folder, "acme") >= {"live"}
     assert applied(folder, "globex") == {"waiting"}
     assert held(sync) == []
