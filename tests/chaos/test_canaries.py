@@ -1,5 +1,6 @@
 """Nothing personal leaves by a log, a metric, an error, a trace or an answer, whatever happens."""
 
+import base64
 import itertools
 import json
 import logging
@@ -114,6 +115,22 @@ class Stage:
         self.answers.append(json.dumps(dict(answer)))
         return status, answer.get("outcome") or answer["error"]
 
+    def push(self, envelope: object, **claims: object) -> int:
+        """Deliver at the door for Pub/Sub, and return the status."""
+        google = self.authvital.pubsub.google
+        data = base64.b64encode(json.dumps(envelope).encode()).decode()
+        message = {
+            "data": data,
+            "messageId": "1",
+            "attributes": {"event_type": canary("attribute")},
+        }
+        status, answer = self.sync.pubsub.handle_blocking(
+            json.dumps({"message": message, "subscription": canary("subscription")}).encode(),
+            {"Authorization": f"Bearer {google.token(**claims)}"},
+        )
+        self.answers.append(json.dumps(dict(answer)))
+        return status
+
     def send(self, delivery: Delivery | bytes) -> tuple[int, str]:
         """Deliver, and return status and outcome (or error)."""
         if isinstance(delivery, bytes):
@@ -126,7 +143,14 @@ class Stage:
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_no_canary_flies(kind, build, sink, authvital):
     """All outcomes and errors are met, and no value of any payload is in any sink."""
-    house = build(kind, ["acme"])
+    google = authvital.pubsub.google
+    pubsub = {
+        "audience": google.audience,
+        "service_account": google.service_account,
+        "jwks_url": authvital.certs_url,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in pubsub.items()]
+    house = build(kind, ["acme"], more="\n".join(["[pubsub]", *lines]))
     (tenant,) = house.tenants.values()
     ask(tenant.placement, REFUSE_POSTGRESQL if kind == "postgresql" else REFUSE_SQLITE)
     provider, spans = TracerProvider(), InMemorySpanExporter()
@@ -155,6 +179,7 @@ def test_no_canary_flies(kind, build, sink, authvital):
                 stage.send(delivery)
         assert stage.send(stage.body("member.joined", application_id="other"))[1] == "ignored"
         _announce_all(stage)
+        _push_all(stage)
         worker = sync.worker()
         for _ in range(6):
             sync.inbox.retry(tenant_id=tenant.id, state=State.PARKED)
@@ -197,6 +222,27 @@ def _announce_all(stage: Stage) -> None:
     assert stage.announce("tenant.updated", canary("data"))[0] == 202
     assert stage.announce("tenant.made_up", about)[0] in (200, 202)
     assert stage.announce("tenant.deleted", stranger)[0] == 200
+
+
+def _push_all(stage: Stage) -> None:
+    """Meet all that may become of pushes."""
+    names = {
+        "tenant_id": stage.tenant_id,
+        "application_id": APPLICATION,
+        "source": canary("source"),
+    }
+    for kind in ("member.joined", "member.activated", "subject.deleted", "license.assigned"):
+        event = json.loads(stage.body(kind))
+        envelope = names | {"id": event["id"], "event_type": kind, "event_source": "sync_event"}
+        envelope |= {"timestamp": event["timestamp"], "data": event["data"]}
+        assert stage.push(envelope) == 204
+        assert stage.push(envelope | {"tenant_id": "nobody"}) == 204
+        assert stage.push(envelope | {"data": canary("data")}) == 204
+        assert stage.push(envelope | {"event_source": canary("event_source")}) == 204
+    assert stage.push([canary("list")]) == 204
+    assert stage.push(names, email=f"{canary('account')}@example.test") == 403
+    assert stage.push(names, iss=canary("issuer")) == 401
+    assert stage.push(names, aud=canary("audience")) == 401
 
 
 def _malformed(stage: Stage) -> Iterator[bytes]:
