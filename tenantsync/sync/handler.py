@@ -303,6 +303,7 @@ class IdentitySyncHandler:
     def close(self) -> None:
         """Finish what is being written, and close the connections that are the handler's own."""
         self._writer.close()
+        self._resolver.close()
         if self._owns_registry:
             self._registry.close()
 

@@ -239,6 +239,13 @@ class TenantResolver:
             self._known.pop(tenant_id, None)
             self._missing.pop(tenant_id, None)
 
+    def close(self) -> None:
+        """End the threads that ask; whoever resolves after that starts new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False)
+
     def _asked(self, tenant_id: str) -> "Future[Any]":
         """Have the source asked on a thread of ours: one that hangs takes none of the loop's."""
 

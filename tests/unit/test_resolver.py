@@ -285,3 +285,20 @@ def test_a_tenant_that_is_to_be_looked_up_anew_is_so_after_a_slow_look_up():
             await resolver.resolve("acme-id")
 
     asyncio.run(main())
+
+
+def test_closing_ends_the_threads_that_ask():
+    """None is left behind, and whoever resolves all the same is answered."""
+    resolver = TenantResolver(Source(ACME))
+    before = set(threading.enumerate())
+    asyncio.run(resolver.resolve("acme-id"))
+    asking = set(threading.enumerate()) - before
+    resolver.forget("acme-id")
+    resolver.close()
+    for thread in asking:
+        thread.join(30)
+
+    assert asking
+    assert not any(thread.is_alive() for thread in asking)
+    assert asyncio.run(resolver.resolve("acme-id")) == ACME
+    resolver.close()

@@ -341,7 +341,6 @@ def test_a_worker_may_be_started_twice_and_again(make_worker, handler, looking, 
     worker = make_worker()
     worker.start()
     worker.start()
-    assert threading.active_count() < 10
     assert sum(thread.name.startswith("tenantsync-worker") for thread in threading.enumerate()) == 1
     worker.stop()
     park("a")
