@@ -27,8 +27,12 @@ from tenantsync.web.webhook import WebhookRouter
 class AnswersAtOnce:
     """In the handler's place: takes every event for applied."""
 
-    async def handle(self, event: Event, *, door: str = "direct") -> Outcome:
+    async def handle(self, event: Event, **_: object) -> Outcome:
         """Say so."""
+        return Outcome.APPLIED
+
+    def handle_blocking(self, event: Event, **_: object) -> Outcome:
+        """Say so, to a caller without an event loop."""
         return Outcome.APPLIED
 
     def observe(self, delivery: object) -> None:
