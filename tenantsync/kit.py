@@ -35,8 +35,8 @@ from tenantsync.testing.courier import AuthVital, Post, Ticking
 from tenantsync.testing.delivery import Delivery
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
-from tenantsync.testing.state import Subscription
-from tenantsync.testing.state import Tenant as Organisation
+from tenantsync.testing.tables import Subscription
+from tenantsync.testing.tables import Tenant as Organisation
 
 __all__ = ["Kit", "Options", "Rig", "TenantDatabases"]
 

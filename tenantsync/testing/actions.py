@@ -10,14 +10,8 @@ from typing import Any, Literal
 from tenantsync.testing.administering import Administering
 from tenantsync.testing.outbox import Emission, Outbox
 from tenantsync.testing.people import Person
-from tenantsync.testing.state import (
-    SERVICE_DOMAIN,
-    Application,
-    Membership,
-    State,
-    Status,
-    User,
-)
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import SERVICE_DOMAIN, Application, Membership, Status, User
 from tenantsync.testing.telling import told
 from tenantsync.testing.tenanting import Tenanting
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tenantsync.testing.delivery import iso
-from tenantsync.testing.state import AccessMode, Application, License, Provider
+from tenantsync.testing.tables import AccessMode, Application, License, Provider
 from tenantsync.testing.telling import Telling
 
 __all__ = ["Administering"]

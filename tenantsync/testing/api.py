@@ -17,7 +17,8 @@ from tenantsync.testing.calls import Call, Refused
 from tenantsync.testing.keys import Keys
 from tenantsync.testing.listing import Listing
 from tenantsync.testing.server import Request, Response
-from tenantsync.testing.state import READ, State
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import READ
 from tenantsync.testing.tokens import Tokens
 
 __all__ = ["BASE", "IntegrationApi", "Throttle", "discovery"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tenantsync.testing.state import Credential
+from tenantsync.testing.tables import Credential
 
 __all__ = ["Call", "Refused"]
 

@@ -17,7 +17,8 @@ from tenantsync.testing.delivery import Delivery
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.outbox import Emission, Outbox, Which
 from tenantsync.testing.people import Person, payload
-from tenantsync.testing.state import Membership, State
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import Membership
 from tenantsync.testing.telling import role_keys
 from tenantsync.testing.tokens import Tokens
 

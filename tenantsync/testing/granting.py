@@ -7,7 +7,7 @@ Each method is one path through the provider. Which event it makes, and for whom
 from collections.abc import Iterable
 from typing import Any
 
-from tenantsync.testing.state import (
+from tenantsync.testing.tables import (
     Access,
     Application,
     LicenseType,

@@ -5,7 +5,7 @@ from typing import Any
 
 from tenantsync.testing.delivery import iso
 from tenantsync.testing.granting import Granting
-from tenantsync.testing.state import Application, Invitation, Membership, Status, Tenant, User
+from tenantsync.testing.tables import Application, Invitation, Membership, Status, Tenant, User
 from tenantsync.testing.telling import told
 
 __all__ = ["Joining"]

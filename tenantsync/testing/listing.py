@@ -9,7 +9,8 @@ from typing import Any
 from tenantsync.testing.calls import Call, Refused
 from tenantsync.testing.delivery import iso
 from tenantsync.testing.seats import Seats
-from tenantsync.testing.state import Application, Membership, State, Tenant, User
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import Application, Membership, Tenant, User
 
 __all__ = ["Call", "Listing", "Refused"]
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from tenantsync.testing.calls import Call, Refused
 from tenantsync.testing.delivery import iso
-from tenantsync.testing.state import SERVICE_DOMAIN, State, Subscription
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import SERVICE_DOMAIN, Subscription
 
 __all__ = ["Seats"]
 

@@ -7,11 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tenantsync.testing.people import APP_ROLES, Ids
 from tenantsync.testing.tables import (
-    READ,
-    SERVICE_DOMAIN,
-    WRITE,
     Access,
-    AccessMode,
     Application,
     Credential,
     Invitation,
@@ -21,7 +17,6 @@ from tenantsync.testing.tables import (
     Provider,
     Role,
     Seat,
-    Status,
     Subscription,
     SystemHook,
     Tenant,
@@ -30,30 +25,7 @@ from tenantsync.testing.tables import (
 )
 from tenantsync.testing.turns import Turns
 
-__all__ = [
-    "READ",
-    "SERVICE_DOMAIN",
-    "TENANT_ROLES",
-    "WRITE",
-    "Access",
-    "AccessMode",
-    "Application",
-    "Credential",
-    "Invitation",
-    "License",
-    "LicenseType",
-    "Membership",
-    "Provider",
-    "Role",
-    "Seat",
-    "State",
-    "Status",
-    "Subscription",
-    "SystemHook",
-    "Tenant",
-    "TenantRole",
-    "User",
-]
+__all__ = ["TENANT_ROLES", "State"]
 
 TENANT_ROLES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("owner", "Owner", "Everything in the tenant.", ("tenant:*",)),

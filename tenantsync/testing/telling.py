@@ -6,7 +6,8 @@ from typing import Any
 
 from tenantsync.testing.delivery import iso
 from tenantsync.testing.outbox import Emission, Outbox
-from tenantsync.testing.state import Application, Membership, Role, Seat, State, User
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import Application, Membership, Role, Seat, User
 
 __all__ = ["Telling", "role_keys", "told"]
 

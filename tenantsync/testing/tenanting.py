@@ -5,7 +5,7 @@ from typing import Any
 
 from tenantsync.testing.delivery import iso
 from tenantsync.testing.joining import Joining
-from tenantsync.testing.state import Tenant
+from tenantsync.testing.tables import Tenant
 from tenantsync.testing.telling import told
 
 __all__ = ["Tenanting"]

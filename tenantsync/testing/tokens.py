@@ -14,7 +14,8 @@ import jwt
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tenantsync.testing.keys import Keys, SigningKey
-from tenantsync.testing.state import Credential, State
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import Credential
 
 __all__ = ["Tokens"]
 

@@ -252,7 +252,7 @@ def test_where_deliveries_go(project):
         from tenantsync.testing import wicked
         from tenantsync.testing.courier import NotDelivered
         from tenantsync.testing.emulator import Emulator
-        from tenantsync.testing.state import SystemHook
+        from tenantsync.testing.tables import SystemHook
 
         def test_straight_into_it(authvital, tenantsync_app):
             app = create_app(tenantsync_app)

@@ -19,7 +19,7 @@ from tenantsync.testing.delivery import VirtualClock
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
 from tenantsync.testing.server import Response, Server
-from tenantsync.testing.state import (
+from tenantsync.testing.tables import (
     Application,
     Credential,
     LicenseType,

@@ -11,7 +11,8 @@ from tenantsync.testing.delivery import VirtualClock, jsonb
 from tenantsync.testing.emulator import Emulator
 from tenantsync.testing.keys import Keys, SigningKey
 from tenantsync.testing.people import SYNC_TYPES, Ids, make_people
-from tenantsync.testing.state import Credential, State, SystemHook
+from tenantsync.testing.state import State
+from tenantsync.testing.tables import Credential, SystemHook
 
 NOW = 1_795_405_281.0
 RECORDED = Path(__file__).parent.parent / "data" / "webhooks-broker.jsonl"

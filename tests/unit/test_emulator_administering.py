@@ -9,7 +9,7 @@ import pytest
 from tenantsync.testing.courier import Ticking
 from tenantsync.testing.delivery import VirtualClock, iso
 from tenantsync.testing.emulator import Emulator
-from tenantsync.testing.state import SystemHook
+from tenantsync.testing.tables import SystemHook
 
 NOW = 1_795_405_281.0
 EXAMPLES = Path(__file__).parent.parent / "data" / "authvital-examples.jsonl"
